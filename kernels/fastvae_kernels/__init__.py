@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers; operators in `fastvae.ops` call them."""
