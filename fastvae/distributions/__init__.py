@@ -1,1 +1,60 @@
-__all__: list[str] = []
+"""Likelihoods, priors and proposals, by the conventions of torch.distributions."""
+
+from typing import Any
+
+from .autoregressive import Autoregressive
+from .bernoulli import Bernoulli, BernoulliLikelihood
+from .categorical import Categorical, CategoricalLikelihood
+from .diagonal_gaussian import DiagonalGaussian
+from .gaussian import Gaussian, GaussianLikelihood
+from .likelihood import ImageDistribution, Likelihood
+
+__all__ = [
+    "Autoregressive",
+    "Bernoulli",
+    "BernoulliLikelihood",
+    "Categorical",
+    "CategoricalLikelihood",
+    "DiagonalGaussian",
+    "Gaussian",
+    "GaussianLikelihood",
+    "ImageDistribution",
+    "Likelihood",
+    "as_likelihood",
+    "likelihood",
+]
+
+_FAMILIES: dict[str, type[Likelihood]] = {
+    family.name: family for family in (BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood)
+}
+
+
+def likelihood(name: str, **options: Any) -> Likelihood:
+    """A likelihood family by name, as configuration files and the command line give it.
+
+    Args:
+        name: ``"bernoulli"``, ``"categorical"`` or ``"gaussian"``.
+        options: arguments of the family, for example ``num_levels=17`` or ``scale="pixel"``.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for an option the family does not have.
+
+    Example:
+        >>> likelihood("categorical", num_levels=17)
+        CategoricalLikelihood(num_levels=17)
+    """
+    if name not in _FAMILIES:
+        raise ValueError(f"likelihood must be one of {sorted(_FAMILIES)}, got {name!r}")
+    return _FAMILIES[name](**options)
+
+
+def as_likelihood(value: Likelihood | str | dict[str, Any]) -> Likelihood:
+    """A family from itself, its name, or its config ``{"name": ..., **options}``."""
+    if isinstance(value, Likelihood):
+        return value
+    if isinstance(value, str):
+        return likelihood(value)
+    if isinstance(value, dict) and "name" in value:
+        return likelihood(**value)
+    raise TypeError(f"likelihood must be a Likelihood, a name or a config with a name, got {value!r}")

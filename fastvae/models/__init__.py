@@ -1,1 +1,8 @@
-__all__: list[str] = []
+"""Models p(x, z) = p(x | z) r(z) with their proposals, and autoregressive models p(x)."""
+
+from .latent_variable_model import LatentVariableModel
+from .pixelcnn import PixelCNN
+from .pixelvae import PixelVAE
+from .vae import VAE
+
+__all__ = ["VAE", "LatentVariableModel", "PixelCNN", "PixelVAE"]

@@ -1,0 +1,69 @@
+"""Bernoulli likelihood of binary images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvae import ops
+
+from .likelihood import ImageDistribution, Likelihood, support_error
+
+__all__ = ["Bernoulli", "BernoulliLikelihood"]
+
+
+class Bernoulli(ImageDistribution):
+    """Independent binary values given their logits.
+
+    Args:
+        logits: (..., C, H, W), log p(1) - log p(0).
+
+    Example:
+        >>> Bernoulli(torch.zeros(4, 1, 2, 2)).log_prob(torch.ones(4, 1, 2, 2))
+        tensor([-2.7726, -2.7726, -2.7726, -2.7726])
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(logits.shape)
+        self.logits = logits
+
+    @property
+    def mean(self) -> Tensor:
+        return self.logits.sigmoid()
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean * (1.0 - self.mean)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """``x`` (..., C, H, W) of zeros and ones -> (...) nats. Grey values are an error, not a silent wrong figure."""
+        self._check_shape(x)
+        _check_binary(x)
+        return ops.bernoulli_log_prob(x, self.logits)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            return torch.bernoulli(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))
+
+
+class BernoulliLikelihood(Likelihood):
+    """Binary images: one logit per value."""
+
+    name = "bernoulli"
+    num_params = 1
+    num_levels = 2
+
+    def forward(self, params: Tensor) -> Bernoulli:
+        return Bernoulli(self.split(params).squeeze(-3))
+
+    def check(self, x: Tensor) -> None:
+        _check_binary(x)
+
+    def marginal_params(self, x: Tensor) -> Tensor:
+        ones = x.to(torch.get_default_dtype()).sum(0)
+        return ((ones + 0.5) / (x.shape[0] + 1.0)).logit()
+
+
+def _check_binary(x: Tensor) -> None:
+    fix = "binarise the data first (--binarize on the command line, fastvae.data.binarize in code)"
+    support_error("bernoulli", x, (x == 0) | (x == 1), "0 or 1", fix)

@@ -1,0 +1,93 @@
+"""Categorical likelihood of images with integer levels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .likelihood import ImageDistribution, Likelihood, support_error
+
+__all__ = ["Categorical", "CategoricalLikelihood"]
+
+
+class Categorical(ImageDistribution):
+    """Independent integer values in 0..L-1 given their logits.
+
+    Args:
+        logits: (..., C, L, H, W), unnormalised log-probabilities of the levels.
+
+    Example:
+        >>> Categorical(torch.zeros(1, 1, 4, 2, 2)).log_prob(torch.full((1, 1, 2, 2), 3)).exp() * 4**4
+        tensor([1.])
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        if logits.ndim < 4:
+            raise ValueError(f"logits must have shape (..., C, L, H, W), got {tuple(logits.shape)}")
+        super().__init__(logits.shape[:-3] + logits.shape[-2:])
+        self.logits = logits
+
+    @property
+    def num_levels(self) -> int:
+        return self.logits.shape[-3]
+
+    @property
+    def mean(self) -> Tensor:
+        levels = torch.arange(self.num_levels, dtype=self.logits.dtype, device=self.logits.device)
+        return (self.logits.softmax(-3) * levels[:, None, None]).sum(-3)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """``x`` (..., C, H, W) with integer values in 0..L-1, any dtype -> (...) nats."""
+        self._check_shape(x)
+        _check_levels(x, self.num_levels)
+        shape = torch.broadcast_shapes(x.shape[:-3], self.batch_shape) + self.event_shape
+        level = x.long().expand(shape).unsqueeze(-3)
+        logits = self.logits.expand((*shape[:-2], self.num_levels, *shape[-2:]))
+        chosen = logits.gather(-3, level).squeeze(-3)
+        return (chosen - self.logits.logsumexp(-3)).flatten(-3).sum(-1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Levels, as floating point: what the networks take."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        with torch.no_grad():
+            probs = self.logits.softmax(-3).movedim(-3, -1)  # (..., C, H, W, L)
+            flat = probs.expand(*shape, self.num_levels).reshape(-1, self.num_levels)
+            return torch.multinomial(flat, 1).reshape(shape).to(self.logits.dtype)
+
+
+class CategoricalLikelihood(Likelihood):
+    """Images with ``num_levels`` grey levels (256 for 8 bits): one logit per level and value."""
+
+    name = "categorical"
+
+    def __init__(self, num_levels: int = 256) -> None:
+        super().__init__()
+        if num_levels < 2:
+            raise ValueError(f"num_levels must be at least 2, got {num_levels}")
+        self.num_levels: int = num_levels
+        self.num_params = num_levels
+
+    def forward(self, params: Tensor) -> Categorical:
+        return Categorical(self.split(params))
+
+    def check(self, x: Tensor) -> None:
+        _check_levels(x, self.num_levels)
+
+    def marginal_params(self, x: Tensor) -> Tensor:
+        counts = torch.stack([(x == level).sum(0) for level in range(self.num_levels)], dim=1)  # (C, L, H, W)
+        frequencies = (counts + 1.0 / self.num_levels) / (x.shape[0] + 1.0)
+        return frequencies.log().flatten(0, 1)
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "num_levels": self.num_levels}
+
+    def extra_repr(self) -> str:
+        return f"num_levels={self.num_levels}"
+
+
+def _check_levels(x: Tensor, num_levels: int) -> None:
+    valid = (x >= 0) & (x < num_levels)
+    if x.is_floating_point():
+        valid &= x == x.floor()
+    fix = "pass integer levels and set num_levels to their number; do not divide by 255"
+    support_error("categorical", x, valid, f"an integer in 0..{num_levels - 1}", fix)

@@ -1,0 +1,80 @@
+"""What every likelihood of images shares: the distribution over an image and the family that builds it."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+__all__ = ["ImageDistribution", "Likelihood"]
+
+
+class ImageDistribution(Distribution):
+    """A distribution over images: batch (...), event (C, H, W); ``log_prob`` in nats per image."""
+
+    arg_constraints: ClassVar[dict] = {}
+
+    def __init__(self, shape: torch.Size) -> None:
+        if len(shape) < 3:
+            raise ValueError(f"parameters must have shape (..., C, H, W), got {tuple(shape)}")
+        super().__init__(shape[:-3], shape[-3:], validate_args=False)
+
+    def _check_shape(self, x: Tensor) -> None:
+        fits = x.shape[-3:] == self.event_shape
+        if fits:
+            try:
+                torch.broadcast_shapes(x.shape[:-3], self.batch_shape)
+            except RuntimeError:
+                fits = False
+        if not fits:
+            raise ValueError(
+                f"x must have shape (..., {', '.join(map(str, self.event_shape))}) whose leading part broadcasts with "
+                f"{tuple(self.batch_shape)}, got {tuple(x.shape)}"
+            )
+
+
+class Likelihood(nn.Module):
+    """A family p(x | parameters) of images: how many parameters a value takes, and the distribution they give.
+
+    A network ends in ``num_params`` channels for each image channel; calling the family on them gives the distribution.
+    """
+
+    name: str
+    num_params: int  # per value of the image
+    num_levels: int | None  # None: continuous data
+
+    def forward(self, params: Tensor) -> ImageDistribution:
+        """``params`` (..., C * num_params, H, W) -> distribution with batch (...) and event (C, H, W)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define the distribution of its parameters")
+
+    def check(self, x: Tensor) -> None:
+        """Raise ``ValueError`` if ``x`` holds values outside the support."""
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Data as network input: floating point, the support mapped to [-1, 1]."""
+        top = 1.0 if self.num_levels is None else self.num_levels - 1.0
+        return x.to(torch.get_default_dtype() if not x.is_floating_point() else x.dtype) * (2.0 / top) - 1.0
+
+    def marginal_params(self, x: Tensor) -> Tensor:
+        """Parameters (C * num_params, H, W) of the pixel-wise marginals of ``x`` (N, C, H, W), slightly smoothed."""
+        raise NotImplementedError(f"{type(self).__name__} does not define its marginals")
+
+    def config(self) -> dict[str, Any]:
+        """What :func:`fastvae.distributions.likelihood` needs to build this family again."""
+        return {"name": self.name}
+
+    def split(self, params: Tensor) -> Tensor:
+        """(..., C * num_params, H, W) -> (..., C, num_params, H, W)."""
+        channels = params.shape[-3]
+        if channels % self.num_params:
+            raise ValueError(
+                f"params must have a multiple of {self.num_params} channels for {self.name}, got {channels}"
+            )
+        return params.unflatten(-3, (channels // self.num_params, self.num_params))
+
+
+def support_error(name: str, x: Tensor, valid: Tensor, expected: str, fix: str) -> None:
+    """Raise ``ValueError`` with an example of what is outside the support; one read of the device."""
+    if not bool(valid.all()):
+        example = x[~valid].flatten()[0].item()
+        raise ValueError(f"x must be {expected} for a {name} likelihood, got values such as {example:g}; {fix}")

@@ -1,0 +1,104 @@
+"""The PixelVAE: a VAE whose decoder is a PixelCNN that sees z in every layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastvae.distributions import Autoregressive, Likelihood, as_likelihood
+
+from .latent_variable_model import LatentVariableModel
+from .parts import GaussianEncoder, check_event_shape, check_positive, mlp
+from .pixelcnn import PixelCNN
+
+__all__ = ["PixelVAE"]
+
+
+class PixelDecoder(nn.Module):
+    """z (..., d) -> p(x | z): maps (F, H, W) from z by an unmasked net, then the PixelCNN conditioned on them."""
+
+    def __init__(self, to_maps: nn.Module, pixelcnn: PixelCNN) -> None:
+        super().__init__()
+        self.to_maps, self.pixelcnn = to_maps, pixelcnn
+
+    def maps(self, z: Tensor) -> Tensor:
+        """(..., d) -> (..., F, H, W), in the range of the hidden activations."""
+        size = (self.pixelcnn.options["condition_channels"], *self.pixelcnn.event_shape[1:])
+        return self.to_maps(z).unflatten(-1, size).relu()
+
+    def forward(self, z: Tensor) -> Autoregressive:
+        net = self.pixelcnn
+        return Autoregressive(net, net.family, self.maps(z), net.event_shape)
+
+
+class PixelVAE(LatentVariableModel):
+    """Gulrajani et al. (2017), one level: p(x | z) is a PixelCNN, z enters every layer by an unmasked path.
+
+    ``model(x, z)`` gives the parameters of every value, so :func:`fastvae.compile_sampler` takes the model as it is,
+    with ``condition=z``.
+
+    Args:
+        event_shape: (C, H, W).
+        likelihood: a family, its name, or its config.
+        latent_size: d.
+        hidden_sizes: hidden layers of the encoder; the net from z to the maps mirrors them.
+        map_channels: F, channels of the maps that carry z to every layer.
+        channels, num_blocks, first_kernel_size, kernel_size: of the :class:`PixelCNN`. A small field of view leaves
+            the global structure to z.
+        activation: of the fully connected nets.
+
+    Raises:
+        ValueError: for a shape, a size or a name that makes no sense.
+
+    Example:
+        >>> model = PixelVAE((1, 8, 8), "bernoulli", latent_size=4, channels=8, num_blocks=1)
+        >>> model.likelihood(torch.zeros(5, 3, 4)).log_prob(torch.zeros(3, 1, 8, 8)).shape
+        torch.Size([5, 3])
+    """
+
+    decoder: PixelDecoder
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        likelihood: Likelihood | str | dict[str, Any] = "bernoulli",
+        latent_size: int = 32,
+        hidden_sizes: Sequence[int] = (200,),
+        map_channels: int = 8,
+        channels: int = 32,
+        num_blocks: int = 2,
+        first_kernel_size: int = 5,
+        kernel_size: int = 3,
+        activation: str = "elu",
+    ) -> None:
+        shape = check_event_shape(event_shape)
+        check_positive(latent_size=latent_size, map_channels=map_channels)
+        family = as_likelihood(likelihood)
+        pixelcnn = PixelCNN(shape, family, channels, num_blocks, first_kernel_size, kernel_size, map_channels)
+        maps = mlp([latent_size, *reversed(hidden_sizes), map_channels * shape[1] * shape[2]], activation)
+        super().__init__(
+            GaussianEncoder(family, shape, hidden_sizes, latent_size, activation),
+            PixelDecoder(maps, pixelcnn),
+            prior=latent_size,
+        )
+        self.event_shape, self.family, self.latent_size = shape, family, latent_size
+        self.hidden_sizes, self.activation = tuple(hidden_sizes), activation
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Teacher-forced parameters: ``x`` (N, C, H, W), ``z`` (N, d) -> (N, C * num_params, H, W)."""
+        if z.shape != (x.shape[0], self.latent_size):
+            raise ValueError(f"z must have shape ({x.shape[0]}, {self.latent_size}), got {tuple(z.shape)}")
+        return self.decoder.pixelcnn(x, self.decoder.maps(z))
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, ready for JSON."""
+        stack = dict(self.decoder.pixelcnn.options)
+        return {
+            "event_shape": list(self.event_shape),
+            "likelihood": self.family.config(),
+            "latent_size": self.latent_size,
+            "hidden_sizes": list(self.hidden_sizes),
+            "map_channels": stack.pop("condition_channels"),
+            **stack,
+            "activation": self.activation,
+        }

@@ -1,0 +1,94 @@
+"""The VAE with fully connected networks and independent values given z."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastvae.distributions import ImageDistribution, Likelihood, as_likelihood
+
+from .latent_variable_model import LatentVariableModel
+from .parts import GaussianEncoder, check_event_shape, check_positive, image_size, mlp
+
+__all__ = ["VAE"]
+
+
+class ImageDecoder(nn.Module):
+    """z (..., d) -> the likelihood of an image: hidden layers, one linear layer to the parameters, the family."""
+
+    def __init__(self, net: nn.Sequential, family: Likelihood, event_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.net, self.family = net, family
+        channels, height, width = event_shape
+        self.params_shape = (channels * family.num_params, height, width)
+
+    def forward(self, z: Tensor) -> ImageDistribution:
+        return self.family(self.net(z).unflatten(-1, self.params_shape))
+
+
+class VAE(LatentVariableModel):
+    r"""Kingma and Welling's variational autoencoder (2014) for images, with fully connected networks.
+
+    :math:`p(x, z) = p(x | g(z)) N(z; 0, I)` and :math:`q(z | x) = N(z; \mu(x), \mathrm{diag}\, \sigma(x)^2)`. Trained
+    with :func:`fastvae.objectives.elbo` it is the VAE, with :func:`fastvae.objectives.iwae` the IWAE of Burda et al.
+    (2016).
+
+    Args:
+        event_shape: (C, H, W) of the images.
+        likelihood: a family, its name, or its config: ``"bernoulli"``, ``{"name": "categorical", "num_levels": 17}``.
+        latent_size: d.
+        hidden_sizes: hidden layers of the encoder; the decoder mirrors them.
+        activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
+
+    Raises:
+        ValueError: for a shape, a size or a name that makes no sense.
+
+    Example:
+        >>> model = VAE((1, 8, 8), "bernoulli", latent_size=5, hidden_sizes=(16,))
+        >>> model.likelihood(torch.zeros(3, 5)).sample().shape
+        torch.Size([3, 1, 8, 8])
+    """
+
+    decoder: ImageDecoder
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        likelihood: Likelihood | str | dict[str, Any] = "bernoulli",
+        latent_size: int = 50,
+        hidden_sizes: Sequence[int] = (200, 200),
+        activation: str = "tanh",
+    ) -> None:
+        shape = check_event_shape(event_shape)
+        check_positive(latent_size=latent_size)
+        family = as_likelihood(likelihood)
+        params = image_size(shape) * family.num_params
+        decoder = mlp([latent_size, *reversed(hidden_sizes), params], activation)
+        super().__init__(
+            GaussianEncoder(family, shape, hidden_sizes, latent_size, activation),
+            ImageDecoder(decoder, family, shape),
+            prior=latent_size,
+        )
+        self.event_shape, self.family, self.latent_size = shape, family, latent_size
+        self.hidden_sizes, self.activation = tuple(hidden_sizes), activation
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, ready for JSON."""
+        return {
+            "event_shape": list(self.event_shape),
+            "likelihood": self.family.config(),
+            "latent_size": self.latent_size,
+            "hidden_sizes": list(self.hidden_sizes),
+            "activation": self.activation,
+        }
+
+    def start_at_marginals(self, x: Tensor) -> None:
+        """Set the decoder's last bias so that training starts at the pixel-wise marginals of ``x`` (N, C, H, W).
+
+        For binary data the logit of the mean (Burda et al. 2016); for levels the log of their smoothed frequencies;
+        for continuous data the mean.
+        """
+        last = cast(nn.Linear, self.decoder.net[-1])
+        with torch.no_grad():
+            last.bias.copy_(self.family.marginal_params(x).flatten())
