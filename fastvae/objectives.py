@@ -29,6 +29,7 @@ def elbo(model: Any, x: Tensor, num_samples: int = 1, analytic_kl: bool | None =
         ValueError: if ``num_samples`` is below 1, or ``analytic_kl`` is True and there is no closed form.
 
     Example:
+        >>> import torch
         >>> from fastvae.models import VAE
         >>> elbo(VAE((1, 8, 8)), torch.zeros(3, 1, 8, 8)).shape
         torch.Size([3])
@@ -65,6 +66,7 @@ def iwae(model: Any, x: Tensor, num_samples: int = 50) -> Tensor:
         ValueError: if ``num_samples`` is below 1.
 
     Example:
+        >>> import torch
         >>> from fastvae.models import VAE
         >>> iwae(VAE((1, 8, 8)), torch.zeros(3, 1, 8, 8), num_samples=5).shape
         torch.Size([3])

@@ -38,8 +38,8 @@ class Autoregressive(ImageDistribution):
         if self.condition is None:
             params = self.net(flat)
         else:
-            condition = self.condition.expand(batch + self.condition.shape[-3:]).flatten(0, len(batch) - 1)
-            params = self.net(flat, condition if batch else condition[None])
+            maps = self.condition.shape[-3:]
+            params = self.net(flat, self.condition.expand(batch + maps).reshape(-1, *maps))
         return self.likelihood(params).log_prob(flat).reshape(batch)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -48,6 +48,7 @@ class PixelCNN(nn.Module):
         ValueError: for a shape, a size or a name that makes no sense.
 
     Example:
+        >>> import torch
         >>> net = PixelCNN((1, 8, 8), "bernoulli", channels=8, num_blocks=2)
         >>> net.log_prob(torch.zeros(3, 1, 8, 8)).shape
         torch.Size([3])

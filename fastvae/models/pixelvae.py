@@ -51,6 +51,7 @@ class PixelVAE(LatentVariableModel):
         ValueError: for a shape, a size or a name that makes no sense.
 
     Example:
+        >>> import torch
         >>> model = PixelVAE((1, 8, 8), "bernoulli", latent_size=4, channels=8, num_blocks=1)
         >>> model.likelihood(torch.zeros(5, 3, 4)).log_prob(torch.zeros(3, 1, 8, 8)).shape
         torch.Size([5, 3])
