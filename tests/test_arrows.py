@@ -20,7 +20,10 @@ MAY_IMPORT = {
     "evaluation": {"ops", "distributions"},
     "sampling": {"ops"},
     "data": set(),
-    "training": {"objectives"},
+    "checkpoint": set(),
+    "timing": set(),
+    "checkpoint": {"__version__"},
+    "training": {"objectives", "checkpoint"},
     "figures": {"evaluation"},
 }
 FREE = {"commands", "__main__", "__init__"}
