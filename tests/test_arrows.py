@@ -20,7 +20,6 @@ MAY_IMPORT = {
     "evaluation": {"ops", "distributions"},
     "sampling": {"ops"},
     "data": set(),
-    "checkpoint": set(),
     "timing": set(),
     "checkpoint": {"__version__"},
     "training": {"objectives", "checkpoint"},
