@@ -6,16 +6,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["Backend", "backend", "choose", "must_use_definition"]
+__all__ = ["HAS_TRITON", "Backend", "backend", "choose", "must_use_definition"]
 
 Backend = Literal["auto", "triton", "torch", "reference"]
 _forced: ContextVar[Backend | None] = ContextVar("fastvae_backend", default=None)
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked without importing it
 
 
 @contextmanager
@@ -46,45 +46,53 @@ def backend(name: Backend) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(*tensors: Tensor, unsupported: str | None = None) -> Backend:
+def choose(*tensors: Tensor, unsupported: str | None = None, preferred: bool = True) -> Backend:
     """The implementation for these tensors: the forced one, else triton on CUDA and torch elsewhere.
 
-    ``unsupported`` says why the kernels cannot serve this call (a dtype, a shape); None if they can.
+    ``unsupported`` says why the kernels cannot serve this call (a dtype, a shape); None if they can. ``preferred``
+    is False where they can but are not known to be the fastest: then only force selects them.
     """
-    name = _forced.get() or os.environ.get("FASTVAE_BACKEND", "auto")
-    if name not in get_args(Backend):
-        raise ValueError(f"FASTVAE_BACKEND must be one of {get_args(Backend)}, got {name!r}")
+    name = _requested()
     if name not in ("auto", "triton"):
-        return name  # type: ignore[return-value]
+        return name
     reason = _why_not_triton(tensors) or unsupported
     if name == "triton":
         if reason is not None:
             raise RuntimeError(f"backend 'triton' is forced but cannot run: {reason}")
         return "triton"
     if reason is None:
-        return "triton"
-    if all(t.is_cuda for t in tensors) and not _has_triton():
-        _warn_once(reason)
+        return "triton" if preferred else "torch"
+    if all(t.is_cuda for t in tensors) and not HAS_TRITON:
+        _warn(reason)
     return "torch"
 
 
 def _why_not_triton(tensors: tuple[Tensor, ...]) -> str | None:
-    if not _has_triton():
+    if not HAS_TRITON:
         return "the package triton is not installed"
     # the interpreter runs kernels on CPU tensors, but only where a test forces it: it is slow
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and _forced.get() == "triton"
-    if not interpreted and not all(t.is_cuda for t in tensors):
+    if not _is_interpreted() and not all(t.is_cuda for t in tensors):
         return "it needs CUDA tensors, got " + ", ".join(sorted({str(t.device) for t in tensors}))
     return None
 
 
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+# what a compiler cannot trace is constant to it: a compiled function keeps the backend that it was traced under
+@torch.compiler.assume_constant_result
+def _requested() -> Backend:
+    name = _forced.get() or os.environ.get("FASTVAE_BACKEND", "auto")
+    if name not in get_args(Backend):
+        raise ValueError(f"FASTVAE_BACKEND must be one of {get_args(Backend)}, got {name!r}")
+    return name  # type: ignore[return-value]
 
 
-@cache
-def _warn_once(reason: str) -> None:
+@torch.compiler.assume_constant_result
+def _is_interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1" and _forced.get() == "triton"
+
+
+@torch.compiler.assume_constant_result
+def _warn(reason: str) -> None:
+    # Python shows it once for each calling line
     warnings.warn(f"fastvae runs on its torch path, which is slower here: {reason}", stacklevel=4)
 
 
@@ -92,9 +100,9 @@ def must_use_definition(*tensors: Tensor) -> bool:
     """Whether the plain definition has to run instead of the operator.
 
     Where it is forced, and under torch.func transforms or forward-mode AD: custom operators do not support them
-    (jvp would silently be zero). A compiler traces the operator, which chooses when it runs.
+    (jvp would silently be zero).
     """
     if torch.compiler.is_compiling():
-        return False
+        return choose(*tensors) == "reference"
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
     return transformed or torch.autograd.forward_ad._current_level >= 0 or choose(*tensors) == "reference"
