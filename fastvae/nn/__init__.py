@@ -1,1 +1,3 @@
-__all__: list[str] = []
+from .masked_conv2d import MaskedConv2d
+
+__all__ = ["MaskedConv2d"]
