@@ -9,7 +9,11 @@ __all__ = ["CtrlC", "Interrupted"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was interrupted at a step boundary; the message says what was saved and how to go on."""
+    """Training was interrupted ``where``, at a step boundary; the message says what was saved and how to go on."""
+
+    def __init__(self, where: str, saved: str) -> None:
+        super().__init__(f"{where}; {saved}")
+        self.where = where
 
 
 class CtrlC:

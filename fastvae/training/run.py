@@ -227,8 +227,8 @@ class Run:
         self.save()
         where = f"interrupted in epoch {self.state.epoch + 1} after step {self.state.step}"
         if self.folder is None:
-            raise Interrupted(f"{where}; nothing was saved: fit had no folder")
-        raise Interrupted(f"{where}; saved in {self.folder}: go on with resume=True and the same arguments")
+            raise Interrupted(where, "nothing was saved: fit had no folder")
+        raise Interrupted(where, f"saved in {self.folder}: go on with resume=True and the same arguments")
 
 
 def _summary(entry: Mapping[str, Any], best: float | None) -> str:

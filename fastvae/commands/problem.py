@@ -1,0 +1,114 @@
+"""What the commands share: the data as a model sees them, the model, its loss, its device."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import fastvae.data
+from fastvae import checkpoint, models, objectives
+from fastvae.data import Data, dequantize, frozen_noise
+
+__all__ = ["CLASSES", "Problem", "bound", "build_model", "device_named", "read_checkpoint"]
+
+CLASSES = {"VAE": models.VAE, "PixelCNN": models.PixelCNN, "PixelVAE": models.PixelVAE}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Images and the likelihood they are modelled with."""
+
+    data: Data
+    likelihood: str
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "Problem":
+        """Load what ``train`` was asked for; errors tell which option to change."""
+        # the same split and test draw whatever the seed of the run: figures of several seeds must compare
+        data = fastvae.data.binarize(fastvae.data.load(options["data"]), options["binarize"])
+        likelihood = options["likelihood"]
+        if likelihood == "auto":
+            likelihood = "bernoulli" if data.num_levels == 2 else "categorical"
+        if likelihood == "bernoulli" and data.num_levels != 2:
+            raise ValueError(
+                f"--likelihood bernoulli needs binary data, {data.name} has {data.num_levels} levels: add --binarize "
+                "sample (or threshold), or choose categorical or gaussian"
+            )
+        return cls(data, likelihood)
+
+    @property
+    def family(self) -> dict[str, Any]:
+        """The likelihood as the models' constructors take it."""
+        return {"name": self.likelihood} | (
+            {"num_levels": self.data.num_levels} if self.likelihood == "categorical" else {}
+        )
+
+    def fresh(self, levels: Tensor) -> Tensor:
+        """A training batch as the model sees it; continuous values get new noise from torch's generator."""
+        if self.likelihood == "gaussian":
+            return dequantize(levels, self.data.num_levels, torch.rand(levels.shape, device=levels.device))
+        return levels.float()
+
+    def frozen(self, part: Literal["valid", "test"]) -> Tensor:
+        """All validation or test images as the model sees them; continuous values get the same noise each time."""
+        levels: Tensor = getattr(self.data, part)
+        if self.likelihood == "gaussian":
+            return dequantize(levels, self.data.num_levels, frozen_noise(self.data, part))
+        return levels.float()
+
+    def bits_per_dim(self, log_prob: float) -> float:
+        """From nats per image; densities of dequantised values count the volume of a level, and are upper bounds."""
+        size = math.prod(self.data.event_shape)
+        volume = size * math.log(self.data.num_levels) if self.likelihood == "gaussian" else 0.0
+        return (volume - log_prob) / (size * math.log(2))
+
+
+def build_model(options: Mapping[str, Any], problem: Problem) -> nn.Module:
+    """A new model, initialised from ``options["seed"]``."""
+    torch.manual_seed(options["seed"])
+    shape, family = problem.data.event_shape, problem.family
+    stack = {
+        key: options[key] for key in ("channels", "num_blocks", "first_kernel_size", "kernel_size") if key in options
+    }
+    if options["model"] == "pixelcnn":
+        return models.PixelCNN(shape, family, **stack)
+    latent = {"latent_size": options["latent_size"], "hidden_sizes": options["hidden"]}
+    if options["model"] == "pixelvae":
+        return models.PixelVAE(shape, family, **latent, **stack)
+    model = models.VAE(shape, family, **latent)
+    model.start_at_marginals(problem.fresh(problem.data.train[:10_000]))  # enough for marginals
+    return model
+
+
+def bound(options: Mapping[str, Any], model: Any, x: Tensor) -> Tensor:
+    """What training maximises, (N,) nats: the exact log p of a PixelCNN, the IWAE bound, or the ELBO."""
+    if options["model"] == "pixelcnn":
+        return model.log_prob(x)
+    if options["model"] == "iwae":
+        return objectives.iwae(model, x, num_samples=options["num_samples"])
+    return objectives.elbo(model, x, num_samples=options["num_samples"])
+
+
+def read_checkpoint(folder: str | Path, device: torch.device, weights: Literal["best", "last"]) -> tuple[Any, dict]:
+    """The model of a checkpoint that ``train`` made, and the options it was trained with."""
+    options = checkpoint.read_config(folder)["info"].get("options")
+    if not isinstance(options, dict):
+        raise ValueError(f"{folder} was not made by 'fastvae train': its config.json has no training options")
+    return checkpoint.load_model(folder, CLASSES, weights=weights, device=device), options
+
+
+def device_named(name: str) -> torch.device:
+    """``"auto"`` or a device that this machine has."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device

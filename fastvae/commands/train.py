@@ -1,0 +1,83 @@
+"""``fastvae train``: a model, data, a checkpoint; interrupted and resumed without a trace."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .options import TRAINING, add_training_options, resumed, with_defaults
+
+__all__ = ["add_arguments", "run"]
+
+_DESCRIPTION = """\
+Train a model on images and keep a checkpoint (safetensors and JSON) in a new folder. Losses are in nats per image.
+Weights are selected on validation images, never on test images. Ctrl-C saves and stops; --resume goes on to the same
+result as if nothing had happened."""
+_EPILOG = """\
+examples:
+  python -m fastvae train --out runs/vae
+  python -m fastvae train --model iwae --num-samples 50 --data mnist.npz --binarize sample --out runs/iwae
+  python -m fastvae train --model pixelcnn --data digits --likelihood categorical --out runs/pixelcnn
+  python -m fastvae train --resume --out runs/pixelcnn --epochs 200"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the checkpoint goes: a new name")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
+    add_training_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; the exit code."""
+    from fastvae.training import Interrupted, fit
+
+    from .problem import Problem, bound, build_model, device_named
+
+    folder = Path(args.out)
+    options = _options(args, folder)
+    device = device_named(options["device"])
+    problem = Problem.from_options(options)
+    model = build_model(options, problem).to(device)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{problem.data}\n{type(model).__name__} with {size:,} parameters, {problem.likelihood} likelihood, {device}")
+    try:
+        result = fit(
+            model,
+            lambda net, levels: -bound(options, net, problem.fresh(levels)),
+            problem.data.train_in_epoch,
+            problem.frozen("valid"),
+            valid_loss=lambda net, x: -bound(options, net, x),
+            epochs=options["epochs"],
+            batch_size=options["batch_size"],
+            learning_rate=options["learning_rate"],
+            clip_norm=options["clip_norm"],
+            patience=options["patience"],
+            seed=options["seed"],
+            folder=folder,
+            resume=args.resume,
+            info={"options": options, "data": problem.data.name, "protocol": problem.data.protocol},
+        )
+    except Interrupted as interrupt:
+        command = f"python -m fastvae train --resume --out {folder}"
+        raise KeyboardInterrupt(f"{interrupt.where}; saved in {folder}; go on with: {command}") from None
+    print(
+        f"{result.epoch} epochs, {result.step} steps; best after epoch {result.best_epoch}: "
+        f"{result.best_valid:.3f} nats per validation image\n"
+        f"checkpoint: {folder}\nnext: python -m fastvae evaluate {folder}"
+    )
+    return 0
+
+
+def _options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from fastvae import checkpoint
+
+    given = {name: getattr(args, name) for name in TRAINING}
+    if not args.resume:
+        if folder.exists():  # before data are loaded
+            raise ValueError(f"--out {folder} exists already; choose a new name, or add --resume to go on with its run")
+        return with_defaults(given)
+    stored = checkpoint.read_config(folder)["info"].get("options")
+    if not isinstance(stored, dict):
+        raise ValueError(f"--out {folder} was not made by 'fastvae train': there is no run to resume")
+    return resumed(stored, given, folder)
