@@ -1,0 +1,173 @@
+"""The plan's own graph: operators on pixels, the values they read, and where those sit relative to the image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .axes import Layout, feature_sizes
+
+__all__ = ["Box", "Constant", "Linear", "Map", "Operator", "Pixels", "Read", "Value", "empty_cells"]
+
+# A cell is one pixel of one operator's result, stored as (cells, batch, *features).
+# Coordinates are those of the image: an operator's tensor index minus its origin.
+
+
+@dataclass(frozen=True)
+class Box:
+    """Rows top..bottom-1 and columns left..right-1, in image coordinates."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def __and__(self, other: "Box") -> "Box":
+        return Box(
+            max(self.top, other.top),
+            min(self.bottom, other.bottom),
+            max(self.left, other.left),
+            min(self.right, other.right),
+        )
+
+    @property
+    def height(self) -> int:
+        return max(0, self.bottom - self.top)
+
+    @property
+    def width(self) -> int:
+        return max(0, self.right - self.left)
+
+
+@dataclass(eq=False)
+class Operator:
+    """One result per pixel of ``box``, with ``features`` numbers each."""
+
+    node: fx.Node
+    box: Box
+    features: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def reads(self) -> list["Read"]:
+        return []
+
+
+@dataclass(frozen=True)
+class Value:
+    """An operator's result seen through views: cropped, padded with zeros, permuted, split.
+
+    Attributes:
+        operator: whose cells hold the numbers.
+        layout: of the tensor in the user's program.
+        origin: tensor index (row, column) of image pixel (0, 0).
+        size: rows and columns of the tensor.
+        box: where the tensor shows the operator's result; it is zero elsewhere.
+        views: applied in order to the operator's cells (cells, batch, *features).
+        sample: an empty tensor (2, 2, *features) with the strides that the views leave.
+    """
+
+    operator: Operator
+    layout: Layout
+    origin: tuple[int, int]
+    size: tuple[int, int]
+    box: Box
+    views: tuple[Callable[[Tensor], Tensor], ...]
+    sample: Tensor
+
+    def view(self, cells: Tensor) -> Tensor:
+        """The cells (cells, batch, *features of the operator) as this value shows them."""
+        for view in self.views:
+            cells = view(cells)
+        return cells
+
+    @property
+    def grid(self) -> Box:
+        """All pixels of the tensor."""
+        return Box(-self.origin[0], self.size[0] - self.origin[0], -self.origin[1], self.size[1] - self.origin[1])
+
+
+@dataclass(frozen=True)
+class Read:
+    """Pixel P of a reader needs pixel P + offset of a value."""
+
+    value: Value
+    offset: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that does not depend on the image, shown at every pixel of its reader.
+
+    Attributes:
+        nodes: what ``compute`` takes, evaluated from the live parameters and the condition.
+        compute: gives (rows or 1, columns or 1, batch or 1, *features), rows and columns those of the reader's box;
+            or a tensor without dimensions.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    compute: Callable[..., Tensor]
+
+
+@dataclass(eq=False)
+class Pixels(Operator):
+    """The image itself, written by the draw."""
+
+
+@dataclass(eq=False)
+class Linear(Operator):
+    """Sum over taps of a matrix times the features of a pixel: convolutions and linear layers.
+
+    Attributes:
+        taps: (key, read) of the taps with a non-zero weight, in the fixed order of the sum: raster order.
+        weight: the node of the weight.
+        bias: the node of the bias, or None.
+        matrices: the weight as (taps by key, features in, features out).
+        alive: which keys have a non-zero weight; the plan is good as long as these do.
+        macs: multiplications per pixel of the model's own dense operator.
+    """
+
+    taps: list[tuple[int, Read]] = field(default_factory=list)
+    weight: fx.Node = None  # type: ignore[assignment]
+    bias: fx.Node | None = None
+    matrices: Callable[[Tensor], Tensor] = lambda weight: weight
+    alive: Sequence[bool] = ()
+    macs: int = 0
+
+    @property
+    def reads(self) -> list[Read]:
+        return [read for _, read in self.taps]
+
+    def is_current(self, weight: Tensor) -> bool:
+        """Whether the zeros of the weight are still those of the plan."""
+        return self.matrices(weight).ne(0).flatten(1).any(1).tolist() == self.alive
+
+
+@dataclass(eq=False)
+class Map(Operator):
+    """Any function of single pixels.
+
+    Attributes:
+        operands: what is read, or constant.
+        function: the operator; it also takes ``out=`` where torch offers that.
+        arguments: operands as (cells, batch, *features) tensors -> positional and keyword arguments.
+        align: feature axes of each operand, given ones where broadcasting needs them.
+        expand: whether constants must be expanded to the cells.
+    """
+
+    operands: Sequence[Read | Constant] = ()
+    function: Callable[..., Any] = torch.clone
+    arguments: Callable[[list[Tensor]], tuple[tuple[Any, ...], dict[str, Any]]] = lambda tensors: (tuple(tensors), {})
+    align: Sequence[tuple[int, ...]] = ()
+    expand: bool = False
+
+    @property
+    def reads(self) -> list[Read]:
+        return [operand for operand in self.operands if isinstance(operand, Read)]
+
+
+def empty_cells(layout: Layout, dtype: torch.dtype) -> Tensor:
+    """Two cells of two images without memory: to find out which views are possible."""
+    return torch.empty((2, 2, *feature_sizes(layout)), dtype=dtype, device="meta")

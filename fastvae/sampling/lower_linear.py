@@ -1,0 +1,90 @@
+"""Convolutions and linear layers: a matrix for every tap with a non-zero weight."""
+
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .axes import IMAGES, is_feature
+from .graph import Box, Linear, Read, Value
+from .lower import Lowering, arguments_of, handles
+
+__all__: list[str] = []
+
+aten = torch.ops.aten
+
+
+@handles(aten.convolution.default)
+def _convolution(low: Lowering, node: fx.Node) -> Value:
+    source, weight, bias, stride, padding, dilation, transposed, _, groups = arguments_of(node)
+    value = low.spatial(node, source)
+    weight, bias = low.require_fixed(node, weight), low.require_fixed(node, bias)
+    if len(low.shape(node)) != 4 or transposed or any(s != 1 for s in stride):
+        raise low.error(node, "is strided, transposed or not two-dimensional, which is not planned")
+    channels = low.shape(source)[1]
+    if value.layout != IMAGES(channels):
+        raise low.error(node, "convolves something else than (N, C, H, W)")
+    out_channels, group_size, rows, columns = low.shape(weight)
+    row_offsets = [dilation[0] * u - padding[0] for u in range(rows)]
+    column_offsets = [dilation[1] * v - padding[1] for v in range(columns)]
+
+    def matrices(tensor: Tensor) -> Tensor:
+        """(C_out, C_in / groups, rows, columns) -> (rows * columns, C_in, C_out), zeros between groups."""
+        flat = tensor.flatten(2).permute(2, 1, 0)
+        if groups == 1:
+            return flat
+        result = flat.new_zeros(rows * columns, channels, out_channels)
+        blocks = flat.unflatten(2, (groups, -1))
+        for group in range(groups):
+            width = out_channels // groups
+            result[:, group * group_size : (group + 1) * group_size, group * width : (group + 1) * width] = blocks[
+                :, :, group
+            ]
+        return result
+
+    # the origin of the result is that of its input, so image pixel P reads P + dilation * tap - padding
+    height, width = low.shape(node)[2:]
+    (row, column) = value.origin
+    box = Box(-row, height - row, -column, width - column)
+    offsets = list(product(row_offsets, column_offsets))
+    macs = rows * columns * group_size * out_channels
+    return _linear(low, node, value, offsets, weight, bias, matrices, box, macs, IMAGES(out_channels))
+
+
+@handles(aten.mm.default)
+def _mm(low: Lowering, node: fx.Node) -> Value:
+    source, weight = arguments_of(node)
+    return _matrix_product(low, node, source, weight, None)
+
+
+@handles(aten.addmm.default)
+def _addmm(low: Lowering, node: fx.Node) -> Value:
+    bias, source, weight = arguments_of(node)
+    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
+        raise low.error(node, "scales its terms")
+    if low.shape(bias)[-1:] != low.shape(node)[-1:] or torch.Size(low.shape(bias)[:-1]).numel() != 1:
+        raise low.error(node, "adds something else than one bias for each feature")
+    return _matrix_product(low, node, source, weight, bias)
+
+
+def _matrix_product(low: Lowering, node: fx.Node, source: Any, weight: Any, bias: Any) -> Value:
+    value = low.spatial(node, source)
+    weight, bias = low.require_fixed(node, weight), low.require_fixed(node, bias)
+    if sorted(map(str, value.layout[0])) != ["h", "n", "w"] or not is_feature(value.layout[1]):
+        raise low.error(node, "multiplies a matrix with something else than (pixels, features)")
+    layout = (value.layout[0], (low.shape(node)[1],))
+    macs = low.shape(weight)[0] * low.shape(weight)[1]
+    return _linear(low, node, value, [(0, 0)], weight, bias, lambda tensor: tensor[None], value.grid, macs, layout)
+
+
+def _linear(
+    low: Lowering, node: fx.Node, value: Value, offsets: Any, weight: fx.Node, bias: fx.Node | None,
+    matrices: Any, box: Box, macs: int, layout: Any,
+) -> Value:  # fmt: skip
+    alive = matrices(low.fixed[weight]).ne(0).flatten(1).any(1).tolist()
+    taps = [(key, Read(value, offset)) for key, offset in enumerate(offsets) if alive[key]]
+    features = (layout[1][0],)
+    operator = Linear(node, box, features, node.meta["val"].dtype, taps, weight, bias, matrices, alive, macs)
+    low.operators.append(operator)
+    return low.value_of(operator, layout, (-box.top, -box.left))

@@ -1,0 +1,42 @@
+"""Naive sampling: a full pass of the network for every pixel, the definition of what planned sampling gives."""
+
+import torch
+from torch import Tensor, nn
+
+from .certify import split_params
+from .draw import Draw
+
+__all__ = ["naive_samples"]
+
+
+def naive_samples(
+    model: nn.Module, draw: Draw, uniform: Tensor, condition: Tensor | None = None, num_pixels: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Draw images in raster order with one parallel pass per pixel.
+
+    Args:
+        model: the causal network.
+        draw: the likelihood.
+        uniform: (B, C, H, W) numbers in (0, 1).
+        condition: (B, ...) or None.
+        num_pixels: draw only the first so many pixels and leave the rest zero (every pixel costs the same).
+        dtype: of the images.
+
+    Returns:
+        The images (B, C, H, W) and their log-probabilities (B,) in nats, None where the likelihood has none.
+    """
+    batch, channels, height, width = uniform.shape
+    images = torch.zeros(uniform.shape, dtype=dtype, device=uniform.device)
+    noise = draw.prepare(uniform).permute(2, 3, 0, 1)  # (H, W, B, C)
+    nats: Tensor | None = torch.zeros(batch, dtype=torch.float64, device=uniform.device)
+    with torch.no_grad():
+        for pixel in range(height * width if num_pixels is None else num_pixels):
+            row, column = divmod(pixel, width)
+            out = model(images) if condition is None else model(images, condition)
+            params = split_params(out[:, :, row : row + 1, column : column + 1], channels)[:, 0, 0]  # (B, C, P)
+            x = draw.sample(noise[row, column], params)
+            images[:, :, row, column] = x
+            here = draw.log_prob(x, params)
+            nats = None if here is None or nats is None else nats + here.double().sum(1)
+    return images, None if nats is None else nats.to(dtype)

@@ -1,0 +1,369 @@
+"""``compile_sampler``: exact samples from any causal network, in far fewer steps than pixels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastvae.ops import uniform as addressed_uniform
+
+from .certify import Certificate, CertificateError, certify
+from .draw import Draw, as_draw
+from .graph import Constant, Linear, Map
+from .lower import lower
+from .naive import naive_samples
+from .plan import Plan, make_plan
+from .run import Program
+from .trace import Trace, UnsupportedModelError, trace_model
+
+__all__ = ["Sampler", "Samples", "compile_sampler"]
+
+Likelihood = str | Callable[[Tensor, Tensor], Tensor] | Any
+_MOST_CACHE_BYTES = 1 << 28  # larger batches are drawn in parts
+_PROGRAMS_KEPT = 4  # batch sizes that are ready to run
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a sampler returns.
+
+    Attributes:
+        samples: (B, C, H, W) values.
+        log_prob: (B,) log-probability of each image in nats, None if the likelihood is a callable.
+        certificate: the proof that the samples are exact, if it was asked for.
+    """
+
+    samples: Tensor
+    log_prob: Tensor | None
+    certificate: Certificate | None = None
+
+
+def compile_sampler(
+    model: nn.Module,
+    event_shape: Sequence[int] | None = None,
+    likelihood: Likelihood | None = None,
+    *,
+    condition_shape: Sequence[int] | None = None,
+    example_condition: Tensor | None = None,
+    fallback: Literal["naive"] | None = None,
+) -> "Sampler":
+    r"""Plan exact sampling for a causal network as it is.
+
+    The network is traced to ATen operators, every operator gets the offsets at which it reads pixels, and the longest
+    path from a pixel to the next gives the smallest skew s such that pixel (i, j) can be drawn at step
+    :math:`j + s i`: W + s (H - 1) steps instead of H W passes, and each value is computed once. Values are drawn as
+    x = g(u, f(x)), so ``verify=True`` can prove them exact with a single parallel pass.
+
+    Args:
+        model: ``model(x)`` or ``model(x, condition)`` with x (N, C, H, W) gives (N, C * P, H, W), the P parameters of
+            each value; it must be causal in raster order. Any module made of convolutions, shifts, pads and crops,
+            linear layers and functions of single pixels.
+        event_shape: (C, H, W); by default ``model.event_shape``.
+        likelihood: "bernoulli" (P = 1 logit), "categorical" (P logits of the levels 0..P-1), "gaussian" (P = 2, mean
+            and log-scale), an object with one of these as its ``name``, or a callable g(u, params) with u (..., C) and
+            params (..., C, P) that gives values (..., C) and is monotone in u. By default ``model.likelihood`` or
+            ``model.family`` if that has a name.
+        condition_shape: the shape of the condition of one image, (d,) or (C, H, W); None for none.
+        example_condition: instead, a condition for some images, (N, ...).
+        fallback: "naive" to sample with one full pass per pixel where planning fails.
+
+    Returns:
+        A :class:`Sampler`.
+
+    Raises:
+        TypeError, ValueError: for arguments that make no sense.
+        UnsupportedModelError: a ValueError, if the model is not causal, uses batch statistics or random numbers, or has
+            an operator outside the vocabulary; it names the operator, the module and the line.
+
+    Example:
+        >>> import fastvae
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Conv2d(1, 1, 3, padding=1)
+        >>> _ = net.weight.data[:, :, 1, 1:].zero_(), net.weight.data[:, :, 2].zero_()  # mask A
+        >>> sampler = fastvae.compile_sampler(net, (1, 8, 8), "bernoulli")
+        >>> sampler.plan.num_steps, sampler.plan.skew
+        (22, 2)
+        >>> out = sampler(5, seed=0, verify=True)
+        >>> out.samples.shape, out.log_prob.shape, out.certificate.ok
+        (torch.Size([5, 1, 8, 8]), torch.Size([5]), True)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if fallback not in (None, "naive"):
+        raise ValueError(f"fallback must be None or 'naive', got {fallback!r}")
+    if condition_shape is not None and example_condition is not None:
+        raise ValueError("give condition_shape or example_condition, not both")
+    if event_shape is None:
+        event_shape = getattr(model, "event_shape", None)
+        if event_shape is None:
+            raise ValueError("event_shape is missing: the model has no attribute of that name, pass (C, H, W)")
+    shape = tuple(int(size) for size in event_shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"event_shape must be (C, H, W) with positive sizes, got {shape}")
+    if likelihood is None:
+        named = (getattr(model, attribute, None) for attribute in ("likelihood", "family"))
+        likelihood = next((each for each in named if isinstance(getattr(each, "name", None), str)), None)
+        if likelihood is None:
+            raise ValueError("likelihood is missing: pass 'bernoulli', 'categorical', 'gaussian' or g(u, params)")
+    if example_condition is not None:
+        condition_shape = example_condition.shape[1:]
+    return Sampler(model, shape, likelihood, None if condition_shape is None else tuple(condition_shape), fallback)
+
+
+class Sampler:
+    """Exact samples from a causal network; see :func:`compile_sampler`. Not to be shared between threads.
+
+    Parameters and buffers are read at every call. A change of their zero pattern, shape, dtype or device, or of the
+    model's training mode, is noticed and planned again.
+
+    Attributes:
+        plan: the schedule, which prints itself; None if the model is sampled naively.
+        reason: why planning failed, if it did and ``fallback="naive"`` was asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        event_shape: tuple[int, ...],
+        likelihood: Likelihood,
+        condition_shape: tuple[int, ...] | None,
+        fallback: str | None,
+    ) -> None:
+        self.model, self.event_shape, self.condition_shape = model, event_shape, condition_shape
+        self.plan: Plan | None = None
+        self.reason: str | None = None
+        self._likelihood, self._fallback = likelihood, fallback
+        self._programs: dict[int, Program] = {}
+        self._signature: Any = None
+        self._prepare()
+
+    def __repr__(self) -> str:
+        return f"Sampler({type(self.model).__name__}, {self.event_shape})\n{self.plan or self.reason}"
+
+    def __call__(
+        self,
+        num_samples: int,
+        *,
+        seed: int = 0,
+        condition: Tensor | None = None,
+        noise: Tensor | None = None,
+        verify: bool = False,
+        first_id: int = 0,
+    ) -> Samples:
+        """Draw images.
+
+        Image number b uses the uniform numbers at (seed, first_id + b, pixel, channel), so it is the same whatever
+        batch it is drawn in (up to rounding of the network where u meets the cdf within it).
+
+        Args:
+            num_samples: B.
+            seed: an integer in [0, 2^64).
+            condition: (B, *condition_shape), one for each image, if the model takes one.
+            noise: uniform numbers (B, C, H, W) in (0, 1) to use instead of the seed.
+            verify: prove the samples exact with one parallel pass.
+            first_id: the number of the first image.
+
+        Raises:
+            TypeError, ValueError: for arguments that make no sense, or if the model's result is not a number.
+            CertificateError: with ``verify``, if a value is not the one that the model gives.
+        """
+        noise = self._noise(num_samples, seed, noise, first_id)
+        condition = self._condition(num_samples, condition)
+        self._prepare()
+        parts = []
+        for start in range(0, num_samples, self._most()):
+            rows = slice(start, start + self._most())
+            parts.append(self._draw(noise[rows], None if condition is None else condition[rows]))
+        samples = torch.cat([images for images, _ in parts])
+        nats = None if parts[0][1] is None else torch.cat([part for _, part in parts if part is not None])
+        finite = samples if nats is None else nats
+        if not bool(torch.isfinite(finite).all()):
+            raise ValueError(
+                "the model's parameters are not all finite (nan or infinity): check its weights and inputs"
+            )
+        certificate = None
+        if verify:
+            certificate = certify(self.model, self._draws, samples, noise, condition)
+            if not certificate.ok:
+                raise CertificateError(certificate)
+        return Samples(samples, nats, certificate)
+
+    def decode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Parameters of given images by the steps of the plan: equal to ``model(images)``, computed as sampling does.
+
+        Args:
+            images: (B, C, H, W).
+            condition: (B, *condition_shape), if the model takes one.
+
+        Returns:
+            (B, C * P, H, W).
+
+        Raises:
+            ValueError: if a shape does not fit, or the model is sampled naively.
+        """
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.event_shape or not images.shape[0]:
+            raise ValueError(f"images must have shape (B, {self.event_shape}), B >= 1, got {tuple(images.shape)}")
+        condition = self._condition(images.shape[0], condition)
+        self._prepare()
+        if self.plan is None:
+            raise ValueError(f"there are no steps to decode by, the model is sampled naively: {self.reason}")
+        parts = []
+        for start in range(0, images.shape[0], self._most()):
+            rows = slice(start, start + self._most())
+            part = images[rows].to(self._device, self._dtype)
+            program = self._program(part.shape[0], None if condition is None else condition[rows])
+            program.decode(part)
+            parts.append(program.params())
+        return torch.cat(parts)
+
+    # ---- keeping the plan in step with the model
+
+    def _prepare(self) -> None:
+        """Plan, or plan again, if the model has changed."""
+        live = self._live()
+        signature = (
+            tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in live.items()),
+            tuple(module.training for module in self.model.modules()),
+        )
+        if signature == self._signature and self._is_current(live):
+            return
+        self._signature, self.plan, self._programs = signature, None, {}
+        first = next(iter(self.model.parameters()), None)
+        self._device = torch.device("cpu") if first is None else first.device
+        self._dtype = torch.float32 if first is None else first.dtype
+        self._draws, self._trace = self._make_trace(live)
+
+    def _make_trace(self, live: dict[str, Tensor]) -> tuple[Draw, Trace | None]:
+        try:
+            trace = self._trace_for(2)  # an image alone could be mistaken for a dimension of size one
+            draw = self._check_output(tuple(trace.output.meta["val"].shape))
+            lowering = lower(trace, live)
+            self.plan = make_plan(lowering)
+            self.reason = None
+        except UnsupportedModelError as error:
+            if self._fallback is None:
+                raise
+            self.reason = str(error)
+            image, condition = self._inputs(1)
+            with torch.no_grad():
+                out = self.model(image) if condition is None else self.model(image, condition)
+            return self._check_output((2, *out.shape[1:])), None
+        self._weights = [(op, op.weight) for op in self.plan.operators if isinstance(op, Linear)]
+        needed: dict[fx.Node, None] = {}
+        for op in self.plan.operators:
+            if isinstance(op, Linear):
+                needed.update(dict.fromkeys([op.weight] if op.bias is None else [op.weight, op.bias]))
+            elif isinstance(op, Map):
+                for operand in op.operands:
+                    needed.update(dict.fromkeys(operand.nodes if isinstance(operand, Constant) else ()))
+        self._fixed = [node for node in needed if trace.kinds[node] != "condition"]
+        self._conditional = [node for node in needed if trace.kinds[node] == "condition"]
+        self._traces = {2: trace}
+        return draw, trace
+
+    def _is_current(self, live: dict[str, Tensor]) -> bool:
+        if self.plan is None or self._trace is None:
+            return True
+        self._values = self._trace.evaluate(self._fixed, live)
+        return all(op.is_current(self._values[weight]) for op, weight in self._weights)
+
+    def _check_output(self, shape: tuple[int, ...]) -> Draw:
+        channels, height, width = self.event_shape
+        if len(shape) != 4 or shape[1] % channels or shape[2:] != (height, width):
+            raise ValueError(
+                f"the model must give (N, C * P, H, W) = (N, {channels} * P, {height}, {width}), got (N, "
+                f"{', '.join(map(str, shape[1:]))}); check event_shape"
+            )
+        return as_draw(self._likelihood, shape[1] // channels)
+
+    def _inputs(self, batch: int) -> tuple[Tensor, Tensor | None]:
+        image = torch.zeros((batch, *self.event_shape), dtype=self._dtype, device=self._device)
+        if self.condition_shape is None:
+            return image, None
+        return image, torch.zeros((batch, *self.condition_shape), dtype=self._dtype, device=self._device)
+
+    def _trace_for(self, batch: int) -> Trace:
+        return trace_model(self.model, *self._inputs(batch))
+
+    def _live(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    # ---- running it
+
+    def _most(self) -> int:
+        return 1 << 20 if self.plan is None else max(1, _MOST_CACHE_BYTES // self.plan.cache_bytes)
+
+    def _draw(self, noise: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.plan is None:
+            return naive_samples(self.model, self._draws, noise, condition, dtype=self._dtype)
+        program = self._program(noise.shape[0], condition)
+        program.sample(noise)
+        return program.images(), program.log_prob()
+
+    def _program(self, batch: int, condition: Tensor | None) -> Program:
+        values = self._all_values(batch, condition)
+        program = self._programs.pop(batch, None)
+        if program is None:
+            assert self.plan is not None
+            program = Program(self.plan, batch, self._draws, values, self._device)
+            while len(self._programs) >= _PROGRAMS_KEPT:
+                del self._programs[next(iter(self._programs))]
+        else:
+            program.refresh(values)
+        self._programs[batch] = program  # the last used is the last to go
+        return program
+
+    def _all_values(self, batch: int, condition: Tensor | None) -> dict[fx.Node, Tensor]:
+        live = self._live()
+        assert self._trace is not None
+        values = self._trace.evaluate(self._fixed, live)
+        if condition is not None and self._conditional:
+            # sizes are part of a trace, so there is one for each batch size; one image is traced as two
+            traced = max(2, batch)
+            if traced not in self._traces:
+                self._traces = {2: self._trace, traced: self._trace_for(traced)}
+            trace = self._traces[traced]
+            if batch == 1:
+                condition = condition.expand(2, *condition.shape[1:])
+            by_name = {node.name: node for node in trace.graph.nodes}
+            found = trace.evaluate([by_name[node.name] for node in self._conditional], live, condition)
+            for node in self._conditional:
+                value = found[by_name[node.name]]
+                values[node] = value
+        return values
+
+    def _noise(self, num_samples: int, seed: int, noise: Tensor | None, first_id: int) -> Tensor:
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int):
+            raise TypeError(f"num_samples must be an integer, got {num_samples!r}")
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        channels, height, width = self.event_shape
+        dtype = torch.float64 if self._dtype == torch.float64 else torch.float32
+        if noise is not None:
+            if tuple(noise.shape) != (num_samples, *self.event_shape):
+                raise ValueError(f"noise must have shape {(num_samples, *self.event_shape)}, got {tuple(noise.shape)}")
+            if not bool(((noise > 0) & (noise < 1)).all()):
+                raise ValueError("noise must be uniform numbers in the open interval (0, 1)")
+            return noise.to(self._device, dtype)
+        if first_id < 0 or first_id + num_samples > 2**32:
+            raise ValueError(f"first_id must be in [0, 2^32 - num_samples], got {first_id}")
+        ids = torch.arange(first_id, first_id + num_samples, device=self._device)
+        rows = torch.arange(height * width, device=self._device)
+        numbers = addressed_uniform(seed, ids, rows, channels, dtype=dtype)  # (B, H * W, C)
+        return numbers.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+    def _condition(self, num_samples: int, condition: Tensor | None) -> Tensor | None:
+        if self.condition_shape is None:
+            if condition is not None:
+                raise ValueError(
+                    "condition was given to a sampler compiled without one; pass condition_shape to compile_sampler"
+                )
+            return None
+        expected = (num_samples, *self.condition_shape)
+        if condition is None:
+            raise ValueError(f"condition is missing: the model needs one of shape {expected}")
+        if tuple(condition.shape) != expected:
+            raise ValueError(f"condition must have shape {expected}, got {tuple(condition.shape)}")
+        return condition.to(self._device, self._dtype)
