@@ -5,6 +5,7 @@ import os
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from fastvae import reference
 from fastvae.reference.masked_conv2d import Mask, count_live_taps
@@ -121,12 +122,17 @@ def _cropped(x: Tensor, weight: Tensor, bias: Tensor | None, live: int, dilation
     saved = weight.shape[0] * kernel_size * reach  # products per input element
     worth_it = x.is_cuda or (saved >= _SAVED_PER_INPUT and saved * x.numel() >= _SAVED_IN_TOTAL)
     rows = reach + 1 if worth_it else kernel_size
-    prefix = weight.flatten(2)[..., :live]  # (C_out, C_in, T)
-    kernel = F.pad(prefix, (0, rows * kernel_size - live)).unflatten(2, (rows, kernel_size))
-    above, aside = reach * dilation, reach * dilation
+    kernel = _live_rows(weight, live, rows)
+    padding = reach * dilation
     if rows == kernel_size:
-        return F.conv2d(x, kernel, bias, padding=(above, aside), dilation=dilation)
-    return F.conv2d(F.pad(x, (0, 0, above, 0)), kernel, bias, padding=(0, aside), dilation=dilation)
+        return F.conv2d(x, kernel, bias, padding=padding, dilation=dilation)
+    return F.conv2d(F.pad(x, (0, 0, padding, 0)), kernel, bias, padding=(0, padding), dilation=dilation)
+
+
+def _live_rows(weight: Tensor, live: int, rows: int) -> Tensor:
+    """The first ``rows`` rows of the kernel, (C_out, C_in, rows, k), zero after the first ``live`` taps."""
+    prefix = weight.flatten(2)[..., :live]  # (C_out, C_in, T)
+    return F.pad(prefix, (0, rows * weight.shape[-1] - live)).unflatten(2, (rows, weight.shape[-1]))
 
 
 # The three operators below run the Triton kernels. They are closed under differentiation: each is linear in both of
@@ -161,9 +167,12 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, live: int, dilation: int) 
 @torch.library.custom_op("fastvae::masked_conv2d_grad_input", mutates_args=())
 def _grad_input(grad_y: Tensor, weight: Tensor, live: int, dilation: int) -> Tensor:
     if not _runs_kernels(grad_y):
-        x = grad_y.new_zeros(grad_y.shape[0], weight.shape[1], *grad_y.shape[2:])
-        pull_back = torch.func.vjp(lambda x: _cropped(x, weight, None, live, dilation), x)[1]
-        return pull_back(grad_y)[0].contiguous(memory_format=_layout(grad_y))
+        shape = (grad_y.shape[0], weight.shape[1], grad_y.shape[2], grad_y.shape[3])
+        size = weight.shape[-1]
+        grad_x = conv2d_input(
+            shape, _live_rows(weight, live, size), grad_y, padding=size // 2 * dilation, dilation=dilation
+        )
+        return grad_x.contiguous(memory_format=_layout(grad_y))
     from fastvae_kernels import masked_conv2d as kernels
 
     return kernels.grad_input(grad_y, weight, live, dilation).contiguous(memory_format=_layout(grad_y))
@@ -177,10 +186,10 @@ def _(grad_y: Tensor, weight: Tensor, live: int, dilation: int) -> Tensor:
 
 @torch.library.custom_op("fastvae::masked_conv2d_grad_weight", mutates_args=())
 def _grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int, live: int, dilation: int) -> Tensor:
-    shape = (grad_y.shape[1], x.shape[1], kernel_size, kernel_size)
     if not _runs_kernels(x):
-        pull_back = torch.func.vjp(lambda w: _cropped(x, w, None, live, dilation), x.new_zeros(shape))[1]
-        return pull_back(grad_y)[0].contiguous()
+        shape = (grad_y.shape[1], x.shape[1], kernel_size, kernel_size)
+        whole = conv2d_weight(x, shape, grad_y, padding=kernel_size // 2 * dilation, dilation=dilation)
+        return _live_rows(whole, live, kernel_size).contiguous()
     from fastvae_kernels import masked_conv2d as kernels
 
     return kernels.grad_weight(x, grad_y, kernel_size, live, dilation)

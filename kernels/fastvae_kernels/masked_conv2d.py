@@ -1,4 +1,4 @@
-"""Masked convolution and its two gradients over NHWC: one loop over the live taps, which are a prefix in raster order."""
+"""Masked convolution and its two gradients over NHWC: one loop over the live taps, a prefix in raster order."""
 
 import torch
 import triton
@@ -156,7 +156,7 @@ def grad_weight_kernel(
 
 
 def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, live: int, dilation: int) -> torch.Tensor:
-    """``x`` (N, C_in, H, W), ``weight`` (C_out, C_in, k, k) of which ``live`` taps count -> (N, C_out, H, W) in NHWC."""
+    """``x`` (N, C_in, H, W), ``weight`` (C_out, C_in, k, k) with ``live`` taps -> (N, C_out, H, W) in NHWC."""
     packed = weight.flatten(2)[..., :live].permute(2, 0, 1)  # (T, C_out, C_in)
     return _convolve(x, packed, bias, weight.shape[-1], dilation, direction=1)
 
@@ -177,7 +177,7 @@ def grad_weight(x: torch.Tensor, grad_y: torch.Tensor, kernel_size: int, live: i
     x, grad_y = _nhwc(x), _nhwc(grad_y)
     flat = is_flat(in_channels)
     columns = live * in_channels if flat else in_channels
-    config = choose_config("grad_weight", _arch(x), x.dtype, out_channels, columns, num_pixels)
+    config = choose_config("grad_weight", _arch(x), x.dtype, out_channels, columns, num_pixels, flat=flat)
     tiles_m = triton.cdiv(out_channels, config.block_m)
     tiles_n = triton.cdiv(columns, config.block_n) * (1 if flat else live)
     # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
@@ -224,7 +224,7 @@ def _convolve(
         return y
     flat = is_flat(in_channels)
     reduced = live * in_channels if flat else in_channels
-    config = choose_config("conv", _arch(x), x.dtype, None, out_channels, max(reduced, 1))
+    config = choose_config("conv", _arch(x), x.dtype, num_pixels, out_channels, max(reduced, 1), flat=flat)
     conv_kernel[(triton.cdiv(num_pixels, config.block_m), triton.cdiv(out_channels, config.block_n))](
         x_ptr=_nhwc(x),
         weight_ptr=packed.contiguous(),

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-__all__ = ["TABLE", "Config", "Op", "choose_config", "is_fastest", "is_flat"]
+__all__ = ["FLAT", "TABLE", "Config", "Op", "bucket_of", "choose_config", "is_fastest", "is_flat"]
 
 Op = Literal["conv", "grad_weight"]
 
@@ -27,64 +27,75 @@ class Config:
     fastest: bool = False  # measured to beat the cropped cuDNN convolution, forward and backward, on this architecture
 
 
+FLAT = 0  # the bucket of layers with so few input channels that one block spans several taps
+
 # (op, architecture or None for all others, element type, bucket of the channels that block_n covers)
 TABLE: dict[tuple[Op, int | None, torch.dtype, int], Config] = {
+    ("conv", None, torch.float32, FLAT): Config(64, 64, 16),
     ("conv", None, torch.float32, 16): Config(64, 16, 32),
     ("conv", None, torch.float32, 32): Config(64, 32, 32),
     ("conv", None, torch.float32, 64): Config(64, 64, 32),
     ("conv", None, torch.float32, 128): Config(64, 64, 32),
-    ("conv", None, torch.float16, 16): Config(128, 16, 64),
-    ("conv", None, torch.float16, 32): Config(128, 32, 64),
-    ("conv", None, torch.float16, 64): Config(128, 64, 64),
-    ("conv", None, torch.float16, 128): Config(128, 128, 64),
-    ("conv", None, torch.bfloat16, 16): Config(128, 16, 64),
-    ("conv", None, torch.bfloat16, 32): Config(128, 32, 64),
-    ("conv", None, torch.bfloat16, 64): Config(128, 64, 64),
-    ("conv", None, torch.bfloat16, 128): Config(128, 128, 64),
+    ("grad_weight", None, torch.float32, FLAT): Config(64, 64, 32),
     ("grad_weight", None, torch.float32, 16): Config(64, 16, 32),
     ("grad_weight", None, torch.float32, 32): Config(64, 32, 32),
     ("grad_weight", None, torch.float32, 64): Config(64, 64, 32),
     ("grad_weight", None, torch.float32, 128): Config(64, 64, 32),
-    ("grad_weight", None, torch.float16, 16): Config(64, 16, 64),
-    ("grad_weight", None, torch.float16, 32): Config(64, 32, 64),
-    ("grad_weight", None, torch.float16, 64): Config(64, 64, 64),
-    ("grad_weight", None, torch.float16, 128): Config(64, 128, 64),
-    ("grad_weight", None, torch.bfloat16, 16): Config(64, 16, 64),
-    ("grad_weight", None, torch.bfloat16, 32): Config(64, 32, 64),
-    ("grad_weight", None, torch.bfloat16, 64): Config(64, 64, 64),
-    ("grad_weight", None, torch.bfloat16, 128): Config(64, 128, 64),
 }
+for _half in (torch.float16, torch.bfloat16):
+    TABLE |= {
+        ("conv", None, _half, FLAT): Config(64, 64, 32),
+        ("conv", None, _half, 16): Config(128, 16, 64),
+        ("conv", None, _half, 32): Config(128, 32, 64),
+        ("conv", None, _half, 64): Config(128, 64, 64),
+        ("conv", None, _half, 128): Config(128, 64, 64),  # 128 x 128 spills on sm_80
+        ("conv", 90, _half, 128): Config(128, 128, 64),
+        ("conv", 100, _half, 128): Config(128, 128, 64),
+        ("grad_weight", None, _half, FLAT): Config(64, 64, 32),
+        ("grad_weight", None, _half, 16): Config(64, 16, 64),
+        ("grad_weight", None, _half, 32): Config(64, 32, 64),
+        ("grad_weight", None, _half, 64): Config(64, 64, 64),
+        ("grad_weight", None, _half, 128): Config(64, 128, 64),
+    }
 
 
-def choose_config(op: Op, arch: int | None, dtype: torch.dtype, num_m: int | None, num_n: int, num_k: int) -> Config:
-    """The row of the table, with blocks no larger than what they cover (None: many).
+def is_flat(in_channels: int) -> bool:
+    """Whether a tap has so few channels that one block spans several taps."""
+    return in_channels < 16
 
-    ``arch`` is 10 * major + minor of the compute capability.
+
+def bucket_of(num_n: int, *, flat: bool) -> int:
+    """The column of the table."""
+    return FLAT if flat else next((size for size in (16, 32, 64) if num_n <= size), 128)
+
+
+def choose_config(
+    op: Op, arch: int | None, dtype: torch.dtype, num_m: int, num_n: int, num_k: int, *, flat: bool
+) -> Config:
+    """The row of the table, with blocks no larger than what they cover.
+
+    ``arch`` is 10 * major + minor of the compute capability, None for the default rows.
     """
-    bucket = next((size for size in (16, 32, 64) if num_n <= size), 128)
+    bucket = bucket_of(num_n, flat=flat)
     config = TABLE.get((op, arch, dtype, bucket)) or TABLE[op, None, dtype, bucket]
     return replace(
         config,
-        block_m=config.block_m if num_m is None else min(config.block_m, _cover(num_m)),
+        block_m=min(config.block_m, _cover(num_m)),
+        block_n=min(config.block_n, _cover(num_n)),
         block_k=min(config.block_k, _cover(num_k)),
     )
 
 
-def is_flat(num_channels: int) -> bool:
-    """Whether a tap has so few channels that one block covers several taps."""
-    return num_channels < 16
-
-
 def is_fastest(capability: tuple[int, int], dtype: torch.dtype, in_channels: int, out_channels: int) -> bool:
     """Whether forward and both gradients were measured to be faster than PyTorch's best alternative."""
-    arch = 10 * capability[0] + capability[1]
-    rows = (
-        choose_config("conv", arch, dtype, None, out_channels, in_channels),
-        choose_config("conv", arch, dtype, None, in_channels, out_channels),
-        choose_config("grad_weight", arch, dtype, out_channels, in_channels, 1 << 20),
-    )
-    return all(row.fastest for row in rows)
+    arch, flat = 10 * capability[0] + capability[1], is_flat(in_channels)
+    keys: list[tuple[Op, int | None, torch.dtype, int]] = [
+        ("conv", arch, dtype, bucket_of(out_channels, flat=flat)),
+        ("conv", arch, dtype, bucket_of(in_channels, flat=is_flat(out_channels))),
+        ("grad_weight", arch, dtype, bucket_of(in_channels, flat=flat)),
+    ]
+    return all(key in TABLE and TABLE[key].fastest for key in keys)
 
 
 def _cover(size: int) -> int:
-    return max(16, 1 << (size - 1).bit_length())  # tl.dot reduces at least 16, and pads fewer rows than 16
+    return max(16, 1 << (size - 1).bit_length())  # tl.dot reduces at least 16, and pads smaller sides to 16

@@ -1,0 +1,93 @@
+"""Every row of the masked convolution table compiles for its architectures: no spills, shared memory, wgmma."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="cross-compilation needs triton, which is not installed")
+
+from fastvae_kernels import masked_conv2d as kernels
+from fastvae_kernels.masked_conv2d_config import FLAT, TABLE, bucket_of, choose_config, is_flat
+
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+PRECISIONS = {torch.float32: ["tf32x3", "tf32"], torch.float16: ["ieee"], torch.bfloat16: ["ieee"]}
+# (in, out) channels that a bucket serves: it is one of output channels for conv, of input channels for grad_weight
+CHANNELS = {
+    "conv": {FLAT: (3, 64), 16: (64, 16), 32: (32, 32), 64: (64, 64), 128: (128, 128)},
+    "grad_weight": {FLAT: (3, 64), 16: (16, 64), 32: (32, 32), 64: (64, 64), 128: (128, 128)},
+}
+ARCHITECTURES = (80, 90, 100)
+ROWS = [
+    (*key, precision, arch)
+    for key in TABLE
+    for precision in PRECISIONS[key[2]]
+    for arch in ARCHITECTURES
+    # a default row is not used where the architecture has its own
+    if (key[1] == arch or (key[1] is None and (key[0], arch, *key[2:]) not in TABLE))
+    # float16 compiles like bfloat16, and one tf32 product takes less than three: one architecture is enough
+    and ((key[2] != torch.float16 and precision != "tf32") or arch == 90)
+]
+
+
+def compile_row(
+    cross_compile: Callable, op: Any, dtype: torch.dtype, in_channels: int, out_channels: int, precision: str, arch: int
+) -> Any:
+    flat, live, element = is_flat(in_channels), 25, f"*{TYPES[dtype]}"
+    columns = live * in_channels if flat else in_channels
+    meta = {
+        "C_IN": in_channels,
+        "C_OUT": out_channels,
+        "KERNEL_SIZE": 7,
+        "DILATION": 1,
+        "FLAT": flat,
+        "PRECISION": precision,
+    }
+    sizes = dict.fromkeys(("num_pixels", "height", "width", "num_taps"), "i32")
+    if op == "conv":
+        config = choose_config(op, arch, dtype, 1 << 20, out_channels, columns, flat=flat)
+        pointers = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "y_ptr"), element)
+        kernel, meta = kernels.conv_kernel, meta | {"DIRECTION": 1}
+    else:
+        config = choose_config(op, arch, dtype, out_channels, columns, 1 << 20, flat=flat)
+        pointers = {"x_ptr": element, "grad_y_ptr": element, "partial_ptr": "*fp32"}
+        kernel, sizes = kernels.grad_weight_kernel, sizes | {"pixels_per_share": "i32"}
+    meta |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+    compiled = cross_compile(
+        kernel,
+        pointers | sizes,
+        meta,
+        arch,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        divisible=list(pointers),
+    )
+    return compiled, config
+
+
+@pytest.mark.parametrize(
+    ("op", "row_arch", "dtype", "bucket", "precision", "arch"),
+    ROWS,
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_a_row_fits(
+    cross_compile: Callable, op: str, row_arch: int | None, dtype: torch.dtype, bucket: int, precision: str, arch: int
+) -> None:
+    in_channels, out_channels = CHANNELS[op][bucket]
+    assert bucket_of(out_channels if op == "conv" else in_channels, flat=is_flat(in_channels)) == bucket
+    compiled, config = compile_row(cross_compile, op, dtype, in_channels, out_channels, precision, arch)
+    assert compiled.spills == 0
+    assert compiled.shared <= compiled.shared_limit
+    assert config.num_warps == 4  # more only after a parity test of exactly that row on a card
+    if arch == 90 and config.block_m >= 64:
+        assert "wgmma" in compiled.ptx
+    if bucket != FLAT or dtype == torch.float32:  # a gather of single 2-byte elements cannot be asynchronous
+        assert "cp.async" in compiled.ptx  # loads overlap with products
+
+
+@pytest.mark.parametrize("op", ["conv", "grad_weight"])
+def test_channels_that_fill_no_block_compile_too(cross_compile: Callable, op: str) -> None:
+    compiled, _ = compile_row(cross_compile, op, torch.bfloat16, 120, 120, "ieee", 90)
+    assert compiled.spills == 0
+    assert compiled.shared <= compiled.shared_limit
