@@ -62,7 +62,7 @@ def normal(
         >>> bool(z.mean().abs() < 0.02), bool((z.std() - 1).abs() < 0.02)
         (True, True)
     """
-    even_width = width + width % 2
+    even_width = width + width % 2 if width > 0 else width  # a negative one is refused below
     bits = _bits(seed, ids, rows, even_width, tag, dtype).to(dtype)
     first, second = bits[..., 0::2], bits[..., 1::2]
     radius = first.add(0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
