@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(f"fastvae.commands.{args.command}").run(args)
     except KeyboardInterrupt as interrupt:
-        print(f"fastvae {args.command}: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"fastvae {args.command}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         if args.debug:

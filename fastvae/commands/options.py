@@ -50,15 +50,18 @@ TRAINING: Mapping[str, Option] = {
     "num_blocks": Option(4, "masked residual blocks", models=_PIXEL, type=int, metavar="B"),
     "first_kernel_size": Option(7, "first (mask A) kernel, odd", models=_PIXEL, type=int, metavar="K"),
     "kernel_size": Option(3, "later (mask B) kernels, odd", models=_PIXEL, type=int, metavar="K"),
-    "num_samples": Option(
-        {"iwae": 5}, "samples of z per image in the bound", models=_LATENT, type=int, metavar="K"
-    ),
+    "num_samples": Option({"iwae": 5}, "samples of z per image in the bound", models=_LATENT, type=int, metavar="K"),
     "epochs": Option(100, "passes over the training images; may be raised when resuming", type=int, metavar="E"),
     "batch_size": Option(50, "images in a batch", type=int, metavar="N"),
     "learning_rate": Option(1e-3, "of Adam", type=float, metavar="R"),
     "clip_norm": Option(100.0, "largest norm of the gradient of the mean loss", type=float, metavar="G"),
     "patience": Option(10, "stop after this many epochs without a better validation loss", type=int, metavar="E"),
-    "seed": Option(0, "of weights, order and noise; the split and the frozen draws of validation and test never change", type=int, metavar="S"),
+    "seed": Option(
+        0,
+        "of weights, order and noise; the split and the frozen draws of validation and test never change",
+        type=int,
+        metavar="S",
+    ),
     "device": Option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", metavar="DEVICE"),
 }
 _MAY_CHANGE = ("epochs", "patience", "device")
@@ -87,7 +90,7 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a new run.
 
     Raises:
-        ValueError: if an option was given that the model does not have.
+        ValueError: if an option was given that the model does not have, or no sample was asked for.
     """
     model = given.get("model") or TRAINING["model"].default
     options: dict[str, Any] = {}
@@ -99,6 +102,8 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         default = option.default.get(model, 1) if isinstance(option.default, dict) else option.default
         options[name] = default if value is None else value
+    if options.get("num_samples", 1) < 1:  # the others are checked before a folder is made, this by the loss
+        raise ValueError(f"--num-samples must be at least 1, got {options['num_samples']}")
     options["data"] = absolute(options["data"])
     return options
 

@@ -40,12 +40,13 @@ class Problem:
             )
         return cls(data, likelihood)
 
-    @property
-    def family(self) -> dict[str, Any]:
-        """The likelihood as the models' constructors take it."""
-        return {"name": self.likelihood} | (
-            {"num_levels": self.data.num_levels} if self.likelihood == "categorical" else {}
-        )
+    def family(self, model: str) -> dict[str, Any]:
+        """The likelihood as the constructors of models take it."""
+        if self.likelihood == "categorical":
+            return {"name": "categorical", "num_levels": self.data.num_levels}
+        if self.likelihood == "gaussian":  # given the pixels before, some pixels are far more certain than others
+            return {"name": "gaussian", "scale": "pixel" if model.startswith("pixel") else "shared"}
+        return {"name": self.likelihood}
 
     def fresh(self, levels: Tensor) -> Tensor:
         """A training batch as the model sees it; continuous values get new noise from torch's generator."""
@@ -60,17 +61,30 @@ class Problem:
             return dequantize(levels, self.data.num_levels, frozen_noise(self.data, part))
         return levels.float()
 
+    @property
+    def log_volume(self) -> float:
+        """What turns a log-density of dequantised values into a lower bound of the log-probability of the levels."""
+        return (
+            -math.prod(self.data.event_shape) * math.log(self.data.num_levels) if self.likelihood == "gaussian" else 0.0
+        )
+
+    def check_fits(self, model: Any, folder: str | Path) -> None:
+        """Raise ``ValueError`` if the images are not of the kind the model of ``folder`` was made for."""
+        shape, levels = tuple(model.event_shape), model.family.num_levels
+        if self.data.event_shape != shape:
+            raise ValueError(f"--data {self.data.name} has images of {self.data.event_shape}, {folder} models {shape}")
+        if levels is not None and levels != self.data.num_levels:
+            raise ValueError(f"--data {self.data.name} has {self.data.num_levels} levels, {folder} models {levels}")
+
     def bits_per_dim(self, log_prob: float) -> float:
-        """From nats per image; densities of dequantised values count the volume of a level, and are upper bounds."""
-        size = math.prod(self.data.event_shape)
-        volume = size * math.log(self.data.num_levels) if self.likelihood == "gaussian" else 0.0
-        return (volume - log_prob) / (size * math.log(2))
+        """From nats per image; upper bounds for densities of dequantised values."""
+        return -(log_prob + self.log_volume) / (math.prod(self.data.event_shape) * math.log(2))
 
 
 def build_model(options: Mapping[str, Any], problem: Problem) -> nn.Module:
     """A new model, initialised from ``options["seed"]``."""
     torch.manual_seed(options["seed"])
-    shape, family = problem.data.event_shape, problem.family
+    shape, family = problem.data.event_shape, problem.family(options["model"])
     stack = {
         key: options[key] for key in ("channels", "num_blocks", "first_kernel_size", "kernel_size") if key in options
     }

@@ -1,0 +1,132 @@
+"""``fastvae evaluate``: log-likelihood of test images, with its errors and the diagnostics that judge them."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from .options import absolute, add_device
+
+__all__ = ["add_arguments", "run"]
+
+_DESCRIPTION = """\
+Log-likelihood of the test images under a trained model, in nats per image. For models with latent variables it is
+estimated with importance samples: the table shows the Monte-Carlo error (of the samples) apart from the data error (of
+the choice of images), the effective sample size and the k-hat diagnostic (below 0.7 the errors can be trusted). The
+log-likelihood of a PixelCNN is exact."""
+_EPILOG = """\
+examples:
+  python -m fastvae evaluate runs/vae
+  python -m fastvae evaluate runs/vae --num-samples 1000 --limit 100 --out runs/vae-report.json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder that 'fastvae train' made")
+    parser.add_argument("--data", metavar="DATA", help="'digits' or a path (default: what the model was trained on)")
+    parser.add_argument("--split", choices=("valid", "test"), default="test", help="which images (default: test)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N of them (default: all)")
+    parser.add_argument(
+        "--num-samples", type=int, default=5000, metavar="M", help="importance samples for each image (default: 5000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the importance samples (default: 0)")
+    parser.add_argument(
+        "--weights", choices=("best", "last"), default="best", help="best on validation, or last (default: best)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="also write the figures as JSON to a new file")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print and perhaps write a report; the exit code."""
+    from .problem import Problem, device_named, read_checkpoint
+
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {args.limit}")
+    if args.out is not None and Path(args.out).exists():
+        raise ValueError(f"--out {args.out} exists already; nothing was overwritten: choose a new name")
+    device = device_named(args.device)
+    model, options = read_checkpoint(args.checkpoint, device, args.weights)
+    if args.data is not None:
+        options = options | {"data": absolute(args.data)}
+    problem = Problem.from_options(options)
+    problem.check_fits(model, args.checkpoint)
+    images = problem.frozen(args.split)[: args.limit].to(device)
+    figures = _exact(model, images) if options["model"] == "pixelcnn" else _estimated(model, images, args)
+    figures["bits per dim"] = problem.bits_per_dim(figures["log p(x)"])
+    report: dict[str, Any] = {
+        "checkpoint": str(args.checkpoint),
+        "model": options["model"],
+        "likelihood": problem.likelihood,
+        "data": problem.data.name,
+        "protocol": problem.data.protocol,
+        "split": args.split,
+        "images": len(images),
+        **figures,
+    }
+    print(_table(report, dequantised=problem.likelihood == "gaussian"))
+    if args.out is not None:
+        with Path(args.out).open("x") as file:
+            json.dump({name: _or_null(value) for name, value in report.items()}, file, indent=1)
+    return 0
+
+
+def _exact(model: Any, images: Any) -> dict[str, Any]:
+    import torch
+    from tqdm import tqdm
+
+    with torch.no_grad():
+        batches = tqdm(images.split(100), desc="log p(x)", unit="batch")
+        log_prob = torch.cat([model.log_prob(batch).double() for batch in batches])
+    spread = float(log_prob.std()) if len(images) > 1 else float("nan")
+    return {"log p(x)": float(log_prob.mean()), "data error": spread / len(images) ** 0.5}
+
+
+def _estimated(model: Any, images: Any, args: argparse.Namespace) -> dict[str, Any]:
+    import fastvae
+    from fastvae.evaluation import active_units
+
+    result = fastvae.log_likelihood(images, model, num_samples=args.num_samples, seed=args.seed, progress=True)
+    mean = result.mean()
+    return {
+        "importance samples": args.num_samples,
+        "seed": args.seed,
+        "ELBO": float(result.elbo.mean()),
+        "log p(x)": mean.value,
+        "Monte-Carlo error": mean.monte_carlo_error,
+        "data error": mean.data_error,
+        "ESS, median": float(result.ess.median()),
+        "ESS, smallest": float(result.ess.min()),
+        "k-hat, median": float(result.khat.median()),
+        "images not trusted": mean.num_untrusted,
+        "active units": active_units(model, images) if len(images) > 1 else None,
+        "latent size": model.latent_size,
+    }
+
+
+def _or_null(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no nan
+
+
+def _table(report: dict[str, Any], dequantised: bool) -> str:
+    """The report line by line, with units."""
+    density = " (of the dequantised values: a density)" if dequantised else ""
+    notes = {
+        "ELBO": f"nats{density}",
+        "log p(x)": f"nats{density}" if "ELBO" in report else f"nats, exact{density}",
+        "Monte-Carlo error": "nats, of the mean, from the samples",
+        "data error": "nats, of the mean, from the choice of images",
+        "images not trusted": "ESS <= 100 or k-hat >= 0.7: log p(x) may be too low, its error larger than shown",
+        "active units": f"of {report.get('latent size')}",
+        "bits per dim": "an upper bound: dequantised" if dequantised else "",
+    }
+    width = max(map(len, report))
+    lines = []
+    for name, value in report.items():
+        if name == "latent size":
+            continue
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        lines.append(f"{name:<{width}}  {shown}  {notes.get(name, '')}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""``fastvae evaluate``: the figures are those of the library, the report is complete, nothing is overwritten."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastvae
+from fastvae import checkpoint, models
+from fastvae.__main__ import main
+from fastvae.commands.problem import CLASSES, Problem
+
+SMALL = {
+    "vae": "--latent-size 3 --hidden 8 --likelihood gaussian",
+    "iwae": "--latent-size 3 --hidden 8 --binarize sample",
+    "pixelcnn": "--channels 4 --num-blocks 1 --first-kernel-size 3",
+    "pixelvae": "--latent-size 3 --hidden 8 --channels 4 --num-blocks 1 --first-kernel-size 3",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of every model on small images of 5 levels."""
+    folder, random = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
+    images = {f"x_{part}": random.integers(0, 5, (30, 4, 5), dtype=np.uint8) for part in ("train", "test")}
+    np.savez(folder / "data.npz", **images, num_levels=5)
+    np.savez(folder / "wide.npz", **{key: value.repeat(2, axis=2) for key, value in images.items()}, num_levels=5)
+    np.savez(folder / "deep.npz", **images, num_levels=9)
+    for model, options in SMALL.items():
+        argv = ["train", "--model", model, "--data", str(folder / "data.npz"), "--out", str(folder / model)]
+        assert main([*argv, "--epochs", "3", *options.split()]) == 0
+    return folder
+
+
+def evaluated(runs: Path, model: str, out: Path, *argv: str) -> dict[str, Any]:
+    assert main(["evaluate", str(runs / model), "--num-samples", "300", "--out", str(out), *argv]) == 0
+    return json.loads(out.read_text())
+
+
+def in_library(runs: Path, model: str, part: Any = "test") -> tuple[Any, torch.Tensor, Problem]:
+    problem = Problem.from_options(checkpoint.read_config(runs / model)["info"]["options"])
+    return checkpoint.load_model(runs / model, CLASSES), problem.frozen(part), problem
+
+
+@pytest.mark.parametrize("model", ["vae", "iwae", "pixelvae"])
+def test_figures_are_those_of_log_likelihood(model: str, runs: Path, tmp_path: Path, capsys: Any) -> None:
+    report = evaluated(runs, model, tmp_path / "report.json", "--seed", "5", "--limit", "12")
+    net, images, problem = in_library(runs, model)
+    want = fastvae.log_likelihood(images[:12], net, num_samples=300, seed=5)
+    mean = want.mean()
+    assert report["log p(x)"] == pytest.approx(mean.value, rel=1e-9)
+    assert report["ELBO"] == pytest.approx(float(want.elbo.mean()), rel=1e-9)
+    assert report["Monte-Carlo error"] == pytest.approx(mean.monte_carlo_error, rel=1e-6)
+    assert report["data error"] == pytest.approx(mean.data_error, rel=1e-6)
+    assert report["ELBO"] <= report["log p(x)"]
+    assert (report["images"], report["split"], report["importance samples"]) == (12, "test", 300)
+    assert report["protocol"] == problem.data.protocol
+    assert 0 <= report["active units"] <= 3
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("ELBO", "Monte-Carlo error", "data error", "ESS", "k-hat", "active units"))
+    assert f"{report['log p(x)']:.4f}  nats" in table
+
+
+def test_a_pixelcnn_is_evaluated_exactly(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    report = evaluated(runs, "pixelcnn", tmp_path / "report.json")
+    net, images, _ = in_library(runs, "pixelcnn")
+    log_prob = net.log_prob(images).double()
+    assert report["log p(x)"] == pytest.approx(log_prob.mean().item(), rel=1e-6)
+    assert report["data error"] == pytest.approx((log_prob.std() / 30**0.5).item(), rel=1e-5)
+    assert report["bits per dim"] == pytest.approx(-log_prob.mean().item() / (20 * math.log(2)), rel=1e-6)
+    assert "ELBO" not in report
+    assert "nats, exact" in capsys.readouterr().out
+
+
+def test_bits_per_dim_of_densities_count_the_volume_of_a_level(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    report = evaluated(runs, "vae", tmp_path / "report.json")
+    want = -(report["log p(x)"] - 20 * math.log(5)) / (20 * math.log(2))
+    assert report["bits per dim"] == pytest.approx(want, rel=1e-9)
+    assert "an upper bound: dequantised" in capsys.readouterr().out
+
+
+def test_validation_images_and_last_weights_can_be_asked_for(runs: Path, tmp_path: Path) -> None:
+    report = evaluated(runs, "pixelcnn", tmp_path / "a.json", "--split", "valid", "--weights", "last")
+    _, images, _ = in_library(runs, "pixelcnn", "valid")
+    net = checkpoint.load_model(runs / "pixelcnn", CLASSES, weights="last")
+    assert report["images"] == 5
+    assert report["log p(x)"] == pytest.approx(net.log_prob(images).mean().item(), rel=1e-6)
+
+
+def test_one_image_has_no_data_error_and_the_report_stays_json(runs: Path, tmp_path: Path) -> None:
+    assert evaluated(runs, "pixelcnn", tmp_path / "a.json", "--limit", "1")["data error"] is None
+    report = evaluated(runs, "iwae", tmp_path / "b.json", "--limit", "1")
+    assert report["active units"] is None
+
+
+def test_data_that_moved_can_be_named(runs: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.npz"
+    moved.write_bytes((runs / "data.npz").read_bytes())
+    ours = evaluated(runs, "pixelcnn", tmp_path / "a.json", "--data", str(moved))
+    assert ours["log p(x)"] == evaluated(runs, "pixelcnn", tmp_path / "b.json")["log p(x)"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("{runs}/nowhere", "nowhere is not a checkpoint"),
+        ("{runs}/library", "was not made by 'fastvae train'"),
+        ("{runs}/other", "holds a model of class Other, expected one of VAE, PixelCNN, PixelVAE"),
+        ("{runs}/vae --limit 0", "--limit must be at least 1, got 0"),
+        ("{runs}/vae --num-samples 0", "num_samples must be between 1 and"),
+        ("{runs}/vae --out {runs}/data.npz", "data.npz exists already; nothing was overwritten"),
+        ("{runs}/vae --data {runs}/gone.npz", "gone.npz does not exist"),
+        ("{runs}/vae --data {runs}/wide.npz", "wide.npz has images of (1, 4, 10)"),
+        ("{runs}/pixelcnn --data {runs}/deep.npz", "deep.npz has 9 levels"),
+        ("{runs}/vae --seed -1", "seed must be"),
+    ],
+)
+def test_bad_input_is_one_clear_line(argv: str, says: str, runs: Path, capsys: Any) -> None:
+    if "library" in argv:
+        checkpoint.save(runs / "library", models.VAE((1, 2, 2), latent_size=1, hidden_sizes=(2,)))
+    if "other" in argv:
+        config = checkpoint.read_config(runs / "vae") | {"model": "Other"}
+        (runs / "other").mkdir()
+        (runs / "other" / "config.json").write_text(json.dumps(config))
+    before = (runs / "data.npz").read_bytes()
+    assert main(["evaluate", *argv.format(runs=runs).split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("fastvae evaluate: error: ")
+    assert says in captured.err
+    assert (runs / "data.npz").read_bytes() == before
