@@ -48,8 +48,9 @@ def regroup(layout: Layout, extent: dict[str, int], shape: Sequence[int]) -> Lay
     """
     atoms: list[Atom] = [atom for dim in layout for atom in dim if atom != 1]
     result: list[list[Atom]] = []
-    for size in shape:
+    for index, size in enumerate(shape):
         dim: list[Atom] = []
+        following = shape[index + 1] if index + 1 < len(shape) else None
         if size == 1 and atoms and _size(atoms[0], extent) == 1:
             dim.append(atoms.pop(0))  # a batch, row or column axis that happens to have size one
         while size > 1:
@@ -66,6 +67,8 @@ def regroup(layout: Layout, extent: dict[str, int], shape: Sequence[int]) -> Lay
                 size = 1
             else:
                 return None
+        while dim and following not in (None, 1) and atoms and _size(atoms[0], extent) == 1:
+            dim.append(atoms.pop(0))  # nothing behind could take it
         result.append(dim)
     if any(_size(atom, extent) != 1 for atom in atoms) or not result:
         return None

@@ -79,9 +79,17 @@ def _matrix_product(low: Lowering, node: fx.Node, source: Any, weight: Any, bias
 
 
 def _linear(
-    low: Lowering, node: fx.Node, value: Value, offsets: Any, weight: fx.Node, bias: fx.Node | None,
-    matrices: Any, box: Box, macs: int, layout: Any,
-) -> Value:  # fmt: skip
+    low: Lowering,
+    node: fx.Node,
+    value: Value,
+    offsets: Any,
+    weight: fx.Node,
+    bias: fx.Node | None,
+    matrices: Any,
+    box: Box,
+    macs: int,
+    layout: Any,
+) -> Value:
     alive = matrices(low.fixed[weight]).ne(0).flatten(1).any(1).tolist()
     taps = [(key, Read(value, offset)) for key, offset in enumerate(offsets) if alive[key]]
     features = (layout[1][0],)

@@ -89,7 +89,7 @@ def _over_dims(low: Lowering, node: fx.Node) -> Value:
 
 
 @handles(aten.native_layer_norm.default)
-def _layer_norm(low: Lowering, node: fx.Node) -> list[Value]:
+def _layer_norm(low: Lowering, node: fx.Node) -> list[Value | None]:
     source, sizes, *parameters, eps = arguments_of(node)
     value = low.spatial(node, source)
     count = len(sizes)
@@ -104,7 +104,8 @@ def _layer_norm(low: Lowering, node: fx.Node) -> list[Value]:
         return (tensors[0], sizes, weight, bias, eps), {}
 
     dtype = node.meta["val"][0].dtype
-    return [low.map(node, [value, *present], torch.layer_norm, arguments, value.layout, dtype)]
+    result = low.map(node, [value, *present], torch.layer_norm, arguments, value.layout, dtype)
+    return [result, None, None]  # the statistics are for the backward pass
 
 
 @handles(aten.embedding.default)

@@ -35,8 +35,16 @@ def _cast(cells: Tensor, *, out: Tensor) -> Tensor:
     return out.copy_(cells)
 
 
-@handles(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.squeeze.dim, aten.squeeze.dims,
-         aten.squeeze.default, aten.unsqueeze.default, aten.expand.default)  # fmt: skip
+@handles(
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.unsqueeze.default,
+    aten.expand.default,
+)
 def _view(low: Lowering, node: fx.Node) -> Value:
     value, shape = low.spatial(node, node.args[0]), low.shape(node)
     if torch.Size(shape).numel() != torch.Size(low.shape(node.args[0])).numel():
@@ -159,9 +167,13 @@ def _stack(low: Lowering, node: fx.Node) -> Value:
     layout = (*first.layout[:dim], (len(parts),), *first.layout[dim:])
     axis = _axis(layout, dim) - 2 - len(feature_sizes(layout))
     return low.map(
-        node, [low.values[part] for part in parts], torch.stack, lambda t: ((t,), {"dim": axis}), layout,
+        node,
+        [low.values[part] for part in parts],
+        torch.stack,
+        lambda t: ((t,), {"dim": axis}),
+        layout,
         first.sample.dtype,
-    )  # fmt: skip
+    )
 
 
 @handles(aten.slice_scatter.default)
@@ -229,9 +241,7 @@ def _padded(low: Lowering, node: fx.Node, value: Value, dim: int, before: int, a
     layout = (*value.layout[:dim], simplify((length,)), *value.layout[dim + 1 :])
     after_it = len(feature_sizes(value.layout[dim + 1 :]))
     pads = [0, 0] * after_it + [before, after]
-    return low.map(
-        node, [value], torch.constant_pad_nd, lambda t: ((t[0], pads), {}), layout, value.sample.dtype
-    )  # fmt: skip
+    return low.map(node, [value], torch.constant_pad_nd, lambda t: ((t[0], pads), {}), layout, value.sample.dtype)
 
 
 def _filled(low: Lowering, node: fx.Node, value: Value, fill: Any) -> Value:

@@ -10,9 +10,13 @@ __all__ = ["naive_samples"]
 
 
 def naive_samples(
-    model: nn.Module, draw: Draw, uniform: Tensor, condition: Tensor | None = None, num_pixels: int | None = None,
+    model: nn.Module,
+    draw: Draw,
+    uniform: Tensor,
+    condition: Tensor | None = None,
+    num_pixels: int | None = None,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+) -> tuple[Tensor, Tensor | None]:
     """Draw images in raster order with one parallel pass per pixel.
 
     Args:

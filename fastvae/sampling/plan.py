@@ -159,7 +159,9 @@ def _prune(lowering: Lowering, output: Read) -> tuple[list[Operator], Reads, dic
             op.taps = [tap for tap in op.taps if tap[1] in reads[op]]
     pixels = lowering.pixels
     needed[pixels][:] = True  # every pixel is drawn
-    return [op for op in lowering.operators if needed[op].any()], reads, needed
+    alive = [op for op in lowering.operators if needed[op].any()]
+    read = {read.value.operator for op in alive for read in op.reads}  # all padding for their readers: no cells
+    return [op for op in lowering.operators if needed[op].any() or op in read], reads, needed
 
 
 def _mark(needed: dict[Operator, NDArray[np.bool_]], read: Read, mask: NDArray[np.bool_], box: Box) -> bool:
@@ -244,7 +246,7 @@ def _cached(plan: Plan) -> set[Operator]:
     """Operators that something reads in another step or at another pixel."""
     cached: set[Operator] = {plan.pixels, plan.output.value.operator}
     for op in plan.operators:
-        for read in op.reads:
+        for read in op.reads if len(plan.cells[op]) else ():
             source = read.value.operator
             if plan.leads[op] != plan.leads[source] or not plan.is_direct(op, read):
                 cached.add(source)

@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fastvae.ops import uniform as addressed_uniform
 
 from .certify import Certificate, CertificateError, certify
+from .compiled import Compiled, live_state
 from .draw import Draw, as_draw
-from .graph import Constant, Linear, Map
-from .lower import lower
 from .naive import naive_samples
-from .plan import Plan, make_plan
+from .plan import Plan
 from .run import Program
-from .trace import Trace, UnsupportedModelError, trace_model
+from .trace import UnsupportedModelError
 
 __all__ = ["Sampler", "Samples", "compile_sampler"]
 
@@ -119,7 +118,6 @@ class Sampler:
     model's training mode, is noticed and planned again.
 
     Attributes:
-        plan: the schedule, which prints itself; None if the model is sampled naively.
         reason: why planning failed, if it did and ``fallback="naive"`` was asked for.
     """
 
@@ -132,12 +130,18 @@ class Sampler:
         fallback: str | None,
     ) -> None:
         self.model, self.event_shape, self.condition_shape = model, event_shape, condition_shape
-        self.plan: Plan | None = None
         self.reason: str | None = None
         self._likelihood, self._fallback = likelihood, fallback
+        self._compiled: Compiled | None = None
+        self._draw: Draw | None = None
         self._programs: dict[int, Program] = {}
         self._signature: Any = None
         self._prepare()
+
+    @property
+    def plan(self) -> Plan | None:
+        """The schedule, which prints itself; None if the model is sampled naively."""
+        return self._compiled.plan if self._compiled else None
 
     def __repr__(self) -> str:
         return f"Sampler({type(self.model).__name__}, {self.event_shape})\n{self.plan or self.reason}"
@@ -155,7 +159,7 @@ class Sampler:
         """Draw images.
 
         Image number b uses the uniform numbers at (seed, first_id + b, pixel, channel), so it is the same whatever
-        batch it is drawn in (up to rounding of the network where u meets the cdf within it).
+        batch it is drawn in (but for a value whose u meets the cdf within the rounding of the network).
 
         Args:
             num_samples: B.
@@ -169,26 +173,51 @@ class Sampler:
             TypeError, ValueError: for arguments that make no sense, or if the model's result is not a number.
             CertificateError: with ``verify``, if a value is not the one that the model gives.
         """
-        noise = self._noise(num_samples, seed, noise, first_id)
-        condition = self._condition(num_samples, condition)
-        self._prepare()
-        parts = []
-        for start in range(0, num_samples, self._most()):
-            rows = slice(start, start + self._most())
-            parts.append(self._draw(noise[rows], None if condition is None else condition[rows]))
-        samples = torch.cat([images for images, _ in parts])
-        nats = None if parts[0][1] is None else torch.cat([part for _, part in parts if part is not None])
-        finite = samples if nats is None else nats
-        if not bool(torch.isfinite(finite).all()):
-            raise ValueError(
-                "the model's parameters are not all finite (nan or infinity): check its weights and inputs"
-            )
+        draw = self._prepare()
+        uniform = self._uniform(num_samples, seed, noise, first_id)
+        condition = self._checked(num_samples, condition)
+        if self.plan is None:
+            images, nats = naive_samples(self.model, draw, uniform, condition, dtype=self._dtype)
+        else:
+            parts = []
+            for rows in self._parts(num_samples):
+                program = self._program(rows, condition)
+                program.sample(uniform[rows])
+                parts.append((program.images(), program.log_prob()))
+            images = torch.cat([part for part, _ in parts])
+            known = [part for _, part in parts if part is not None]
+            nats = torch.cat(known) if known else None
+        _refuse_nan(images, nats)
         certificate = None
         if verify:
-            certificate = certify(self.model, self._draws, samples, noise, condition)
+            certificate = certify(self.model, draw, images, uniform, condition)
             if not certificate.ok:
                 raise CertificateError(certificate)
-        return Samples(samples, nats, certificate)
+        return Samples(images, nats, certificate)
+
+    def naive(
+        self,
+        num_samples: int,
+        *,
+        seed: int = 0,
+        condition: Tensor | None = None,
+        noise: Tensor | None = None,
+        first_id: int = 0,
+        num_pixels: int | None = None,
+    ) -> Samples:
+        """The same images by one full pass of the model per pixel: slow, and free of any plan.
+
+        Args:
+            num_pixels: stop after so many pixels and leave the others zero; every pixel costs the same.
+
+        The other arguments are those of a call of the sampler.
+        """
+        draw = self._prepare()
+        uniform = self._uniform(num_samples, seed, noise, first_id)
+        condition = self._checked(num_samples, condition)
+        images, nats = naive_samples(self.model, draw, uniform, condition, num_pixels, self._dtype)
+        _refuse_nan(images, nats)
+        return Samples(images, nats)
 
     def decode(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         """Parameters of given images by the steps of the plan: equal to ``model(images)``, computed as sampling does.
@@ -204,79 +233,50 @@ class Sampler:
             ValueError: if a shape does not fit, or the model is sampled naively.
         """
         if images.ndim != 4 or tuple(images.shape[1:]) != self.event_shape or not images.shape[0]:
-            raise ValueError(f"images must have shape (B, {self.event_shape}), B >= 1, got {tuple(images.shape)}")
-        condition = self._condition(images.shape[0], condition)
+            raise ValueError(f"images must have shape (B, *{self.event_shape}), B >= 1, got {tuple(images.shape)}")
         self._prepare()
+        condition = self._checked(images.shape[0], condition)
         if self.plan is None:
             raise ValueError(f"there are no steps to decode by, the model is sampled naively: {self.reason}")
+        images = images.to(self._device, self._dtype)
         parts = []
-        for start in range(0, images.shape[0], self._most()):
-            rows = slice(start, start + self._most())
-            part = images[rows].to(self._device, self._dtype)
-            program = self._program(part.shape[0], None if condition is None else condition[rows])
-            program.decode(part)
+        for rows in self._parts(images.shape[0]):
+            program = self._program(rows, condition)
+            program.decode(images[rows])
             parts.append(program.params())
         return torch.cat(parts)
 
-    # ---- keeping the plan in step with the model
-
-    def _prepare(self) -> None:
+    def _prepare(self) -> Draw:
         """Plan, or plan again, if the model has changed."""
-        live = self._live()
+        live = live_state(self.model)
         signature = (
             tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in live.items()),
             tuple(module.training for module in self.model.modules()),
         )
-        if signature == self._signature and self._is_current(live):
-            return
-        self._signature, self.plan, self._programs = signature, None, {}
-        first = next(iter(self.model.parameters()), None)
-        self._device = torch.device("cpu") if first is None else first.device
-        self._dtype = torch.float32 if first is None else first.dtype
-        self._draws, self._trace = self._make_trace(live)
+        if signature != self._signature or (self._compiled is not None and not self._compiled.refresh()):
+            self._compiled, self._programs, self._signature = None, {}, None
+            first = next(iter(live.values()), torch.zeros(0))
+            parameter = next(iter(self.model.parameters()), first)
+            self._device, self._dtype = parameter.device, parameter.dtype
+            self._draw = self._plan()
+            self._signature = signature
+        assert self._draw is not None
+        return self._draw
 
-    def _make_trace(self, live: dict[str, Tensor]) -> tuple[Draw, Trace | None]:
+    def _plan(self) -> Draw:
+        self.reason = None
         try:
-            trace = self._trace_for(2)  # an image alone could be mistaken for a dimension of size one
-            draw = self._check_output(tuple(trace.output.meta["val"].shape))
-            lowering = lower(trace, live)
-            self.plan = make_plan(lowering)
-            self.reason = None
+            self._compiled = Compiled(self.model, self._inputs)
+            self._compiled.refresh()
+            return self._check_output(self._compiled.output_shape)
         except UnsupportedModelError as error:
             if self._fallback is None:
                 raise
             self.reason = str(error)
-            image, condition = self._inputs(1)
+            image, condition = self._inputs(2)
             with torch.no_grad():
-                out = self.model(image) if condition is None else self.model(image, condition)
-            return self._check_output((2, *out.shape[1:])), None
-        self._weights = [(op, op.weight) for op in self.plan.operators if isinstance(op, Linear)]
-        needed: dict[fx.Node, None] = {}
-        for op in self.plan.operators:
-            if isinstance(op, Linear):
-                needed.update(dict.fromkeys([op.weight] if op.bias is None else [op.weight, op.bias]))
-            elif isinstance(op, Map):
-                for operand in op.operands:
-                    needed.update(dict.fromkeys(operand.nodes if isinstance(operand, Constant) else ()))
-        self._fixed = [node for node in needed if trace.kinds[node] != "condition"]
-        self._conditional = [node for node in needed if trace.kinds[node] == "condition"]
-        self._traces = {2: trace}
-        return draw, trace
-
-    def _is_current(self, live: dict[str, Tensor]) -> bool:
-        if self.plan is None or self._trace is None:
-            return True
-        self._values = self._trace.evaluate(self._fixed, live)
-        return all(op.is_current(self._values[weight]) for op, weight in self._weights)
-
-    def _check_output(self, shape: tuple[int, ...]) -> Draw:
-        channels, height, width = self.event_shape
-        if len(shape) != 4 or shape[1] % channels or shape[2:] != (height, width):
-            raise ValueError(
-                f"the model must give (N, C * P, H, W) = (N, {channels} * P, {height}, {width}), got (N, "
-                f"{', '.join(map(str, shape[1:]))}); check event_shape"
-            )
-        return as_draw(self._likelihood, shape[1] // channels)
+                params = self.model(image) if condition is None else self.model(image, condition)
+            return self._check_output(tuple(params.shape))
 
     def _inputs(self, batch: int) -> tuple[Tensor, Tensor | None]:
         image = torch.zeros((batch, *self.event_shape), dtype=self._dtype, device=self._device)
@@ -284,81 +284,66 @@ class Sampler:
             return image, None
         return image, torch.zeros((batch, *self.condition_shape), dtype=self._dtype, device=self._device)
 
-    def _trace_for(self, batch: int) -> Trace:
-        return trace_model(self.model, *self._inputs(batch))
+    def _check_output(self, shape: tuple[int, ...]) -> Draw:
+        channels, height, width = self.event_shape
+        if len(shape) != 4 or shape[1] % channels or shape[2:] != (height, width):
+            raise ValueError(
+                f"the model must give (N, C * P, H, W) = (N, {channels} * P, {height}, {width}), got "
+                f"(N, {', '.join(map(str, shape[1:]))}); check event_shape"
+            )
+        return as_draw(self._likelihood, shape[1] // channels)
 
-    def _live(self) -> dict[str, Tensor]:
-        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+    def _parts(self, num_samples: int) -> list[slice]:
+        """Batches whose caches fit into memory and are still near."""
+        assert self.plan is not None
+        most = max(1, _MOST_CACHE_BYTES // self.plan.cache_bytes)
+        return [slice(start, min(start + most, num_samples)) for start in range(0, num_samples, most)]
 
-    # ---- running it
-
-    def _most(self) -> int:
-        return 1 << 20 if self.plan is None else max(1, _MOST_CACHE_BYTES // self.plan.cache_bytes)
-
-    def _draw(self, noise: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.plan is None:
-            return naive_samples(self.model, self._draws, noise, condition, dtype=self._dtype)
-        program = self._program(noise.shape[0], condition)
-        program.sample(noise)
-        return program.images(), program.log_prob()
-
-    def _program(self, batch: int, condition: Tensor | None) -> Program:
-        values = self._all_values(batch, condition)
+    def _program(self, rows: slice, condition: Tensor | None) -> Program:
+        assert self._compiled is not None
+        assert self._draw is not None
+        batch = rows.stop - rows.start
+        values = self._compiled.values(None if condition is None else condition[rows])
         program = self._programs.pop(batch, None)
         if program is None:
-            assert self.plan is not None
-            program = Program(self.plan, batch, self._draws, values, self._device)
             while len(self._programs) >= _PROGRAMS_KEPT:
                 del self._programs[next(iter(self._programs))]
+            program = Program(self._compiled.plan, batch, self._draw, values, self._device)
         else:
             program.refresh(values)
-        self._programs[batch] = program  # the last used is the last to go
+        self._programs[batch] = program  # the one used last is the last to go
         return program
 
-    def _all_values(self, batch: int, condition: Tensor | None) -> dict[fx.Node, Tensor]:
-        live = self._live()
-        assert self._trace is not None
-        values = self._trace.evaluate(self._fixed, live)
-        if condition is not None and self._conditional:
-            # sizes are part of a trace, so there is one for each batch size; one image is traced as two
-            traced = max(2, batch)
-            if traced not in self._traces:
-                self._traces = {2: self._trace, traced: self._trace_for(traced)}
-            trace = self._traces[traced]
-            if batch == 1:
-                condition = condition.expand(2, *condition.shape[1:])
-            by_name = {node.name: node for node in trace.graph.nodes}
-            found = trace.evaluate([by_name[node.name] for node in self._conditional], live, condition)
-            for node in self._conditional:
-                value = found[by_name[node.name]]
-                values[node] = value
-        return values
-
-    def _noise(self, num_samples: int, seed: int, noise: Tensor | None, first_id: int) -> Tensor:
+    def _uniform(self, num_samples: int, seed: int, noise: Tensor | None, first_id: int) -> Tensor:
+        """Checked numbers in (0, 1), (B, C, H, W)."""
         if isinstance(num_samples, bool) or not isinstance(num_samples, int):
             raise TypeError(f"num_samples must be an integer, got {num_samples!r}")
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        channels, height, width = self.event_shape
+        shape = (num_samples, *self.event_shape)
         dtype = torch.float64 if self._dtype == torch.float64 else torch.float32
         if noise is not None:
-            if tuple(noise.shape) != (num_samples, *self.event_shape):
-                raise ValueError(f"noise must have shape {(num_samples, *self.event_shape)}, got {tuple(noise.shape)}")
+            if tuple(noise.shape) != shape:
+                raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
+            noise = noise.to(self._device, dtype)
             if not bool(((noise > 0) & (noise < 1)).all()):
-                raise ValueError("noise must be uniform numbers in the open interval (0, 1)")
-            return noise.to(self._device, dtype)
+                raise ValueError(
+                    "noise must be uniform numbers in the open interval (0, 1), got others; use torch.rand"
+                )
+            return noise
         if first_id < 0 or first_id + num_samples > 2**32:
             raise ValueError(f"first_id must be in [0, 2^32 - num_samples], got {first_id}")
         ids = torch.arange(first_id, first_id + num_samples, device=self._device)
-        rows = torch.arange(height * width, device=self._device)
-        numbers = addressed_uniform(seed, ids, rows, channels, dtype=dtype)  # (B, H * W, C)
-        return numbers.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        pixels = torch.arange(shape[2] * shape[3], device=self._device)
+        numbers = addressed_uniform(seed, ids, pixels, shape[1], dtype=dtype)  # (B, H * W, C)
+        return numbers.unflatten(1, shape[2:]).permute(0, 3, 1, 2)
 
-    def _condition(self, num_samples: int, condition: Tensor | None) -> Tensor | None:
+    def _checked(self, num_samples: int, condition: Tensor | None) -> Tensor | None:
+        """The condition, (B, *condition_shape), on the model's device and in its dtype."""
         if self.condition_shape is None:
             if condition is not None:
                 raise ValueError(
-                    "condition was given to a sampler compiled without one; pass condition_shape to compile_sampler"
+                    "the sampler was compiled without a condition; pass condition_shape to compile_sampler"
                 )
             return None
         expected = (num_samples, *self.condition_shape)
@@ -367,3 +352,8 @@ class Sampler:
         if tuple(condition.shape) != expected:
             raise ValueError(f"condition must have shape {expected}, got {tuple(condition.shape)}")
         return condition.to(self._device, self._dtype)
+
+
+def _refuse_nan(images: Tensor, nats: Tensor | None) -> None:
+    if not bool(torch.isfinite(images if nats is None else nats).all()):
+        raise ValueError("the model's parameters are not all finite (nan or infinity); check its weights and condition")

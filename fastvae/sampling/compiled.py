@@ -1,0 +1,79 @@
+"""A model's trace and plan together with the numbers they need from its live parameters and the condition."""
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, fx, nn
+
+from .graph import Constant, Linear, Map
+from .lower import lower
+from .plan import make_plan
+from .trace import trace_model
+
+__all__ = ["Compiled", "live_state"]
+
+Inputs = Callable[[int], tuple[Tensor, Tensor | None]]
+
+
+def live_state(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+class Compiled:
+    """What stays the same as long as the model's structure and the zeros of its weights do.
+
+    Args:
+        model: the causal network.
+        inputs: batch size -> an image and a condition (or None) of that batch.
+
+    Attributes:
+        plan: the schedule.
+        output_shape: of the model's result for two images.
+        device: of the model.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self._model, self._inputs = model, inputs
+        # two images: a batch of one could be mistaken for any other dimension of size one
+        self._trace = trace_model(model, *inputs(2))
+        self.device = self._trace.image.meta["val"].device
+        self.output_shape = tuple(self._trace.output.meta["val"].shape)
+        self.plan = make_plan(lower(self._trace, live_state(model)))
+        self._linear = [op for op in self.plan.operators if isinstance(op, Linear)]
+        needed = dict.fromkeys(self._needed())
+        self._fixed = [node for node in needed if self._trace.kinds[node] != "condition"]
+        self._conditional = [node for node in needed if self._trace.kinds[node] == "condition"]
+        self._values: dict[fx.Node, Tensor] = {}
+        self._larger = self._trace  # for the last batch size other than two
+
+    def refresh(self) -> bool:
+        """Read the live parameters; False if the plan does not fit them any more."""
+        self._values = self._trace.evaluate(self._fixed, live_state(self._model))
+        return all(op.is_current(self._values[op.weight]) for op in self._linear)
+
+    def values(self, condition: Tensor | None) -> dict[fx.Node, Tensor]:
+        """The numbers at the last refresh, and those that follow from a condition (B, ...)."""
+        if condition is None or not self._conditional:
+            return self._values
+        if condition.shape[0] == 1:
+            condition = condition.expand(2, *condition.shape[1:])  # a single image is traced as two
+        batch = condition.shape[0]
+        trace = self._trace
+        if batch != 2:
+            if self._larger.batch != batch:  # sizes are part of a trace
+                self._larger = trace_model(self._model, *self._inputs(batch))
+            trace = self._larger
+        by_name = {node.name: node for node in trace.graph.nodes}
+        found = trace.evaluate([by_name[node.name] for node in self._conditional], live_state(self._model), condition)
+        return {**self._values, **{node: found[by_name[node.name]] for node in self._conditional}}
+
+    def _needed(self) -> Iterable[fx.Node]:
+        for op in self.plan.operators:
+            if isinstance(op, Linear):
+                yield op.weight
+                if op.bias is not None:
+                    yield op.bias
+            elif isinstance(op, Map):
+                for operand in op.operands:
+                    if isinstance(operand, Constant):
+                        yield from operand.nodes
