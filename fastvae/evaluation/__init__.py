@@ -1,1 +1,9 @@
-__all__: list[str] = []
+"""Evaluation: importance-weighted log-likelihoods with their errors and diagnostics."""
+
+from .active_units import active_units
+from .khat import pareto_khat
+from .log_likelihood import log_likelihood
+from .log_weights import LogWeights, MeanLogProb
+from .result import LogLikelihood
+
+__all__ = ["LogLikelihood", "LogWeights", "MeanLogProb", "active_units", "log_likelihood", "pareto_khat"]

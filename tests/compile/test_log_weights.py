@@ -8,7 +8,10 @@ from fastvae_kernels import log_weights as kernels
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
-@pytest.mark.parametrize(("num_points", "dtype"), [(1, "fp32"), (2, "fp32"), (10, "fp32"), (1000, "fp32"), (1000, "bf16")])
+@pytest.mark.parametrize(
+    ("num_points", "dtype"),
+    [(1, "fp32"), (2, "fp32"), (3, "fp32"), (7, "fp32"), (10, "fp32"), (1000, "fp32"), (1000, "bf16")],
+)
 def test_update_compiles(cross_compile: Callable, arch: int, num_points: int, dtype: str) -> None:
     c = kernels.config(num_points)
     compiled = cross_compile(

@@ -1,0 +1,84 @@
+"""How many datapoints and samples to work on at once, so that memory is bounded by a budget and not by M."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .draw import BLOCK_POINTS, BLOCK_SAMPLES
+
+__all__ = ["Plan", "bytes_per_row", "default_max_bytes", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the three nested loops: encode ``points``, draw ``samples`` of each, decode ``chunk_*`` of them."""
+
+    points: int
+    samples: int
+    chunk_points: int
+    chunk_samples: int
+
+
+def default_max_bytes(device: torch.device) -> int:
+    """CPU: what stays in a core's cache (more is slower, not faster). CUDA: enough work for the whole device."""
+    return 2**28 if device.type == "cuda" else 3 * 2**19
+
+
+def make_plan(
+    num_points: int, num_samples: int, row_bytes: int, latent_size: int, max_bytes: int, addressed: bool
+) -> Plan:
+    """The loops for rows (datapoint, sample) of ``row_bytes`` each, at most ``max_bytes`` of them at once."""
+    rows = max(1, max_bytes // max(row_bytes, 1))
+    if not addressed:  # fixed blocks, or the draws would depend on the budget
+        points, samples = min(BLOCK_POINTS, num_points), min(BLOCK_SAMPLES, num_samples)
+        chunk_points = min(points, rows)
+        return Plan(points, samples, chunk_points, _even(samples, rows // chunk_points))
+    # noise comes in larger pieces than decoding: many small operations, each cheap; its integers take 8 bytes
+    noise_rows = max(rows, 3 * max_bytes // (8 * max(latent_size, 1)))
+    points = max(1, min(noise_rows // num_samples, rows, num_points))
+    samples = _even(num_samples, noise_rows // points)
+    return Plan(points, samples, points, _even(samples, rows // points))
+
+
+def _even(total: int, most: int) -> int:
+    """The size of equal parts of ``total`` that are no larger than ``most``."""
+    parts = -(-total // max(1, min(most, total)))
+    return -(-total // parts)
+
+
+def bytes_per_row(call: Callable[[int], object]) -> int:
+    """Bytes of the largest tensor that a computation makes for each row.
+
+    ``call(rows)`` runs it. Sizes that one row and two rows have in common (weights, masks) do not depend on rows.
+    """
+    sizes = []
+    for rows in (1, 2):
+        with _Sizes() as mode:
+            call(rows)
+        sizes.append(mode.sizes)
+    return max(sizes[1] - sizes[0], default=0) // 2
+
+
+class _Sizes(TorchDispatchMode):
+    """Notes the bytes of every tensor that an operator returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self.sizes.add(tensor.numel() * tensor.element_size())
+        return out
