@@ -181,6 +181,24 @@ def test_a_checkpoint_holds_the_best_weights_apart_from_the_state_of_the_optimis
     assert not torch.equal(best.net[0].weight, last.net[0].weight)
 
 
+def test_the_best_weights_of_before_an_interruption_are_not_forgotten(tmp_path: Path) -> None:
+    class WorseEachTime:
+        calls = 0
+
+        def __call__(self, model: Noisy, batch: Tensor) -> Tensor:
+            self.calls += 1
+            return torch.tensor(float(self.calls))
+
+    folder, worse = tmp_path / "run", WorseEachTime()
+    with pytest.raises(Interrupted):
+        fit(new_model(), Stop(12), TRAIN, VALID, folder=folder, valid_loss=worse, **OPTIONS)
+    after = fit(again := Noisy(), loss, TRAIN, VALID, folder=folder, valid_loss=worse, resume=True, **OPTIONS)
+    assert after.best_epoch == 1
+    first = new_model()
+    fit(first, loss, TRAIN, VALID, **(OPTIONS | {"epochs": 1}))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), first.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
