@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         result = fit(
             model,
             lambda net, levels: -bound(options, net, problem.fresh(levels)),
-            problem.data.train_in_epoch,
+            lambda epoch: problem.data.train_in_epoch(epoch).to(device),  # bytes: small enough to stay there
             problem.frozen("valid"),
             valid_loss=lambda net, x: -bound(options, net, x),
             epochs=options["epochs"],

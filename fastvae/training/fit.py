@@ -46,7 +46,8 @@ def fit(
         model: on the device to train on; the batches go there. For ``folder`` it needs ``config()``.
         loss: ``loss(model, batch)`` -> (N,) nats per datapoint to minimise, or their mean: a negative bound.
             Noise comes from torch's generators.
-        train: (N, ...) images, or a function of the epoch (0, 1, ...) that gives them: fresh binarisation.
+        train: (N, ...) images on any device, or a function of the epoch (0, 1, ...), and of nothing else, that gives
+            them: fresh binarisation.
         valid: (N, ...) images for model selection and early stopping, or None: then the last weights are kept.
         epochs: how many passes in all; a resumed run may ask for more than before.
         batch_size: the last batch of an epoch may be smaller; averages count datapoints, not batches.
