@@ -1,12 +1,13 @@
 """A model's trace and plan together with the numbers they need from its live parameters and the condition."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import cached_property
 
 from torch import Tensor, fx, nn
 
 from .graph import Constant, Linear, Map
 from .lower import lower
-from .plan import make_plan
+from .plan import Plan, make_plan
 from .trace import trace_model
 
 __all__ = ["Compiled", "live_state"]
@@ -27,7 +28,6 @@ class Compiled:
         inputs: batch size -> an image and a condition (or None) of that batch.
 
     Attributes:
-        plan: the schedule.
         output_shape: of the model's result for two images.
         device: of the model.
     """
@@ -38,22 +38,40 @@ class Compiled:
         self._trace = trace_model(model, *inputs(2))
         self.device = self._trace.image.meta["val"].device
         self.output_shape = tuple(self._trace.output.meta["val"].shape)
-        self.plan = make_plan(lower(self._trace, live_state(model)))
-        self._linear = [op for op in self.plan.operators if isinstance(op, Linear)]
-        needed = dict.fromkeys(self._needed())
-        self._fixed = [node for node in needed if self._trace.kinds[node] != "condition"]
-        self._conditional = [node for node in needed if self._trace.kinds[node] == "condition"]
         self._values: dict[fx.Node, Tensor] = {}
         self._larger = self._trace  # for the last batch size other than two
 
+    @cached_property
+    def plan(self) -> Plan:
+        """The schedule."""
+        return make_plan(lower(self._trace, live_state(self._model)))
+
+    @cached_property
+    def _linear(self) -> list[Linear]:
+        return [op for op in self.plan.operators if isinstance(op, Linear)]
+
+    @cached_property
+    def _needed(self) -> list[fx.Node]:
+        """Nodes that the plan takes as weights and constants."""
+        needed: dict[fx.Node, None] = {}
+        for op in self.plan.operators:
+            if isinstance(op, Linear):
+                needed.update({node: None for node in (op.weight, op.bias) if node is not None})
+            elif isinstance(op, Map):
+                for operand in op.operands:
+                    needed.update(dict.fromkeys(operand.nodes if isinstance(operand, Constant) else ()))
+        return list(needed)
+
     def refresh(self) -> bool:
         """Read the live parameters; False if the plan does not fit them any more."""
-        self._values = self._trace.evaluate(self._fixed, live_state(self._model))
+        fixed = [node for node in self._needed if self._trace.kinds[node] != "condition"]
+        self._values = self._trace.evaluate(fixed, live_state(self._model))
         return all(op.is_current(self._values[op.weight]) for op in self._linear)
 
     def values(self, condition: Tensor | None) -> dict[fx.Node, Tensor]:
         """The numbers at the last refresh, and those that follow from a condition (B, ...)."""
-        if condition is None or not self._conditional:
+        conditional = [node for node in self._needed if self._trace.kinds[node] == "condition"]
+        if condition is None or not conditional:
             return self._values
         if condition.shape[0] == 1:
             condition = condition.expand(2, *condition.shape[1:])  # a single image is traced as two
@@ -64,16 +82,5 @@ class Compiled:
                 self._larger = trace_model(self._model, *self._inputs(batch))
             trace = self._larger
         by_name = {node.name: node for node in trace.graph.nodes}
-        found = trace.evaluate([by_name[node.name] for node in self._conditional], live_state(self._model), condition)
-        return {**self._values, **{node: found[by_name[node.name]] for node in self._conditional}}
-
-    def _needed(self) -> Iterable[fx.Node]:
-        for op in self.plan.operators:
-            if isinstance(op, Linear):
-                yield op.weight
-                if op.bias is not None:
-                    yield op.bias
-            elif isinstance(op, Map):
-                for operand in op.operands:
-                    if isinstance(operand, Constant):
-                        yield from operand.nodes
+        found = trace.evaluate([by_name[node.name] for node in conditional], live_state(self._model), condition)
+        return {**self._values, **{node: found[by_name[node.name]] for node in conditional}}

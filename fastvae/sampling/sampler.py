@@ -266,9 +266,11 @@ class Sampler:
     def _plan(self) -> Draw:
         self.reason = None
         try:
-            self._compiled = Compiled(self.model, self._inputs)
-            self._compiled.refresh()
-            return self._check_output(self._compiled.output_shape)
+            compiled = Compiled(self.model, self._inputs)
+            draw = self._check_output(compiled.output_shape)
+            compiled.refresh()
+            self._compiled = compiled
+            return draw
         except UnsupportedModelError as error:
             if self._fallback is None:
                 raise

@@ -121,7 +121,8 @@ def trace_model(model: nn.Module, image: Tensor, condition: Tensor | None = None
     rest = [image] if condition is None else [image, condition]
 
     def run(state: dict[str, Tensor], *rest: Tensor) -> Any:
-        return torch.func.functional_call(model, state, rest)
+        with _holding(model, state):
+            return model(*rest)
 
     with torch.no_grad(), backend("reference"), _restored(model), _named_modules(model), preserve_node_meta():
         module = _trace(run, state, rest)
@@ -239,6 +240,25 @@ def _named_modules(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _holding(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
+    """Let the model's parameters and buffers be other tensors for a while, wherever it shares them.
+
+    ``torch.func.functional_call`` is not used because it leaves its tensors in modules that are registered twice.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    replacement = {id(own[name]): tensor for name, tensor in state.items()}
+    slots = [slots for module in model.modules() for slots in (module._parameters, module._buffers)]
+    kept = [(slot, name, tensor) for slot in slots for name, tensor in slot.items() if tensor is not None]
+    try:
+        for slot, name, tensor in kept:
+            slot[name] = replacement[id(tensor)]  # type: ignore[assignment]
+        yield
+    finally:
+        for slot, name, tensor in kept:
+            slot[name] = tensor
 
 
 @contextmanager

@@ -141,6 +141,32 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_shared_modules_and_tied_weights_stay_shared() -> None:
+    block = MaskedWeight("B", 4, 4, 3, padding=1)
+    tied = MaskedWeight("B", 4, 4, 3, padding=1)
+    tied.weight = block.weight
+    model = randomized(
+        nn.Sequential(
+            MaskedWeight("A", 1, 4, 3, padding=1),
+            nn.Tanh(),
+            block,
+            nn.Tanh(),
+            block,
+            nn.Tanh(),
+            tied,
+            nn.Conv2d(4, 1, 1),
+        ),
+        gain=2.0,
+    )
+    names = {name: id(tensor) for name, tensor in model.named_parameters(remove_duplicate=False)}
+    sampler = compile_sampler(model, (1, 6, 6), "bernoulli")
+    assert sampler(8, verify=True).certificate.mismatches == 0
+    assert {name: id(tensor) for name, tensor in model.named_parameters(remove_duplicate=False)} == names
+    with torch.no_grad():
+        block.weight.mul_(-1.0)  # moves all three uses
+    assert sampler(8, verify=True).certificate.mismatches == 0
+
+
 def test_weights_changed_in_place_are_used() -> None:
     model = randomized(plain(), gain=2.0)
     sampler = compile_sampler(model, (1, 6, 6), "bernoulli")
