@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .draw import BLOCK_POINTS, BLOCK_SAMPLES
 
+
 __all__ = ["Plan", "bytes_per_row", "default_max_bytes", "make_plan"]
 
 
@@ -38,16 +39,19 @@ def make_plan(
         chunk_points = min(points, rows)
         return Plan(points, samples, chunk_points, _even(samples, rows // chunk_points))
     # noise comes in larger pieces than decoding: many small operations, each cheap; its integers take 8 bytes
-    noise_rows = max(rows, 3 * max_bytes // (8 * max(latent_size, 1)))
+    noise_rows = max(rows, 2 * max_bytes // (8 * max(latent_size, 1)))
     points = max(1, min(noise_rows // num_samples, rows, num_points))
     samples = _even(num_samples, noise_rows // points)
     return Plan(points, samples, points, _even(samples, rows // points))
 
 
 def _even(total: int, most: int) -> int:
-    """The size of equal parts of ``total`` that are no larger than ``most``."""
+    """The size of nearly equal parts of ``total`` that are no larger than ``most``, a multiple of 32 where it can be:
+    matrix products run in blocks of so many rows, and 250 rows take longer than 256."""
     parts = -(-total // max(1, min(most, total)))
-    return -(-total // parts)
+    size = -(-total // parts)
+    rounded = -(-size // 32) * 32
+    return rounded if rounded <= most else size
 
 
 def bytes_per_row(call: Callable[[int], object]) -> int:

@@ -13,7 +13,7 @@ from ._dispatch import choose, must_use_definition
 
 __all__ = ["bernoulli_log_prob"]
 
-_BLOCK = 2**18  # elements that the CPU path works on at once: a temporary of 1 MB stays in the cache and is reused
+_BLOCK = 2**19  # elements that the CPU path works on at once: a temporary of 2 MB stays in the cache and is reused
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3) -> Tensor:
@@ -68,8 +68,11 @@ def _checked_batch(x: Tensor, logits: Tensor, event_dims: int) -> torch.Size:
     lead, event = logits.shape[: logits.ndim - event_dims], logits.shape[logits.ndim - event_dims :]
     if x.shape[x.ndim - event_dims :] != event:
         raise ValueError(f"x must end in the event shape {tuple(event)} of logits, got shape {tuple(x.shape)}")
+    repeats = x.shape[: x.ndim - event_dims]
+    if repeats == lead[len(lead) - len(repeats) :]:
+        return lead  # broadcast_shapes takes as long as a small block
     try:
-        return torch.broadcast_shapes(x.shape[: x.ndim - event_dims], lead)
+        return torch.broadcast_shapes(repeats, lead)
     except RuntimeError:
         raise ValueError(
             f"the leading shape of x must broadcast with that of logits, got {tuple(x.shape)} and {tuple(logits.shape)}"

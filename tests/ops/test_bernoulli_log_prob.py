@@ -138,8 +138,6 @@ def test_forward_mode_and_vmap_are_right_not_zero() -> None:
         (torch.ones(2, 3, device="meta"), torch.ones(2, 3), 1, ValueError, "one device"),
     ],
 )
-def test_bad_input(
-    x: torch.Tensor, logits: torch.Tensor, event_dims: int, error: type[Exception], says: str
-) -> None:
+def test_bad_input(x: torch.Tensor, logits: torch.Tensor, event_dims: int, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         bernoulli_log_prob(x, logits, event_dims)
