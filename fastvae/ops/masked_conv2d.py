@@ -15,7 +15,8 @@ from ._dispatch import HAS_TRITON, choose, must_use_definition
 __all__ = ["Mask", "masked_conv2d"]
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# cropping costs a padded copy of the input: measured on two CPU cores, it pays above these numbers of saved products
+# cropping copies the input and the weight: measured on two CPU cores, it pays above these numbers of saved products,
+# and below them the definition is the fastest
 _SAVED_PER_INPUT = 80
 _SAVED_IN_TOTAL = 4_000_000
 
@@ -24,9 +25,8 @@ def masked_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, mask
     """Convolution in which an output pixel sees only earlier pixels in raster order (and itself with mask B).
 
     Equal to ``F.conv2d(x, weight * m, bias, padding=k // 2 * dilation, dilation=dilation)`` where ``m`` is one at the
-    first ``k * k // 2`` taps (mask A; one more for mask B) and zero at the others. The other taps are neither read
-    nor given a gradient (it is exactly zero). Van den Oord et al., "Pixel recurrent neural networks" (2016), section
-    3.4.
+    first ``k * k // 2`` taps (mask A; one more for mask B) and zero at the others, whose gradient is exactly zero.
+    Van den Oord, Kalchbrenner, Kavukcuoglu: "Pixel recurrent neural networks" (2016), section 3.4.
 
     Args:
         x: (N, C_in, H, W) or (C_in, H, W), floating point; N may be 0. A channels_last layout is preserved.
@@ -59,10 +59,10 @@ def masked_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, mask
     live = count_live_taps(weight.shape[-1], mask)
     unsupported = None if x.dtype in _KERNEL_DTYPES else f"the kernels serve {_KERNEL_DTYPES}, got {x.dtype}"
     backend = choose(x, weight, unsupported=unsupported, preferred=_kernels_are_faster(x, weight))
-    if backend == "reference":
-        return reference.masked_conv2d(x, weight, bias, mask, dilation)
     if backend == "triton" and not must_use_definition(x, weight):
         return _forward(x, weight, bias, live, dilation)
+    if backend == "reference" or not _pays_to_crop(x, weight):
+        return reference.masked_conv2d(x, weight, bias, mask, dilation)
     return _cropped(x, weight, bias, live, dilation)
 
 
@@ -110,23 +110,25 @@ def _table_prefers_kernels(device: torch.device, dtype: torch.dtype, in_channels
     return is_fastest(torch.cuda.get_device_capability(device), dtype, in_channels, out_channels)
 
 
+def _pays_to_crop(x: Tensor, weight: Tensor) -> bool:
+    if x.is_cuda or weight.shape[-1] == 1:
+        return True
+    saved = weight.shape[0] * weight.shape[-1] * (weight.shape[-1] // 2)  # products per input element
+    return saved >= _SAVED_PER_INPUT and saved * x.numel() >= _SAVED_IN_TOTAL
+
+
 def _cropped(x: Tensor, weight: Tensor, bias: Tensor | None, live: int, dilation: int) -> Tensor:
     """The PyTorch path: rows of the kernel below its centre are dead, so they are cut off instead of multiplied by 0.
 
     Plain differentiable operations: every derivative and every transform of torch.func is PyTorch's own.
     """
     kernel_size = weight.shape[-1]
-    if live == kernel_size**2:  # a single tap
+    if live == kernel_size**2:  # a single tap: nothing is masked
         return F.conv2d(x, weight, bias)
     reach = kernel_size // 2
-    saved = weight.shape[0] * kernel_size * reach  # products per input element
-    worth_it = x.is_cuda or (saved >= _SAVED_PER_INPUT and saved * x.numel() >= _SAVED_IN_TOTAL)
-    rows = reach + 1 if worth_it else kernel_size
-    kernel = _live_rows(weight, live, rows)
     padding = reach * dilation
-    if rows == kernel_size:
-        return F.conv2d(x, kernel, bias, padding=padding, dilation=dilation)
-    return F.conv2d(F.pad(x, (0, 0, padding, 0)), kernel, bias, padding=(0, padding), dilation=dilation)
+    above = F.pad(x, (0, 0, padding, 0))
+    return F.conv2d(above, _live_rows(weight, live, reach + 1), bias, padding=(0, padding), dilation=dilation)
 
 
 def _live_rows(weight: Tensor, live: int, rows: int) -> Tensor:

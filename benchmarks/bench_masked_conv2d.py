@@ -1,0 +1,195 @@
+"""Masked convolution beside what people write: how much of the work that the mask throws away is saved?
+
+FASTVAE_BENCH=tiny shrinks every case to a rehearsal; FASTVAE_BENCH_COMPILE=1 adds torch.compile of the baselines
+everywhere (minutes on a CPU).
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastvae
+from benchmarks.environment import device
+from benchmarks.pairs import interleaved, synchronized
+from fastvae import ops, reference
+
+DEVICE = device()
+TINY = os.environ.get("FASTVAE_BENCH") == "tiny"
+COMPILE = os.environ.get("FASTVAE_BENCH_COMPILE") == "1"
+SIZE, BATCH = (8, 2) if TINY else (28, 16 if DEVICE == "cpu" else 64)
+ROUNDS, MIN_SECONDS = (3, 1e-4) if TINY else (11, 0.02) if DEVICE == "cpu" else (7, 0.005)
+KERNEL_SIZES, CHANNELS = ((3,), (16,)) if TINY else ((3, 5, 7), (64, 128))
+DTYPES = (
+    {"float32": torch.float32}
+    if DEVICE == "cpu"
+    else {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
+)
+PASSES = ("fwd", "bwd", "fwd+bwd") if DEVICE == "cpu" else ("fwd", "fwd+bwd")
+BASELINE = "masked weight"
+Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def masked_weight(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    """What public code does."""
+    return F.conv2d(x, weight * mask, bias, padding=weight.shape[-1] // 2)
+
+
+def cropped(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    """The strong alternative: no rows below the centre."""
+    reach = weight.shape[-1] // 2
+    return F.conv2d(F.pad(x, (0, 0, reach, 0)), (weight * mask)[:, :, : reach + 1], bias, padding=(0, reach))
+
+
+def above_and_left(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    """Exactly the live taps of mask B, in two convolutions."""
+    reach = weight.shape[-1] // 2
+    above = F.conv2d(F.pad(x, (0, 0, reach, -1)), weight[:, :, :reach], bias, padding=(0, reach))
+    return above + F.conv2d(F.pad(x, (reach, 0)), weight[:, :, reach : reach + 1, : reach + 1])
+
+
+def layers(kernel_size: int, dtype: torch.dtype) -> dict[str, Layer]:
+    mask = reference.raster_mask(kernel_size, "B", dtype=dtype, device=torch.device(DEVICE))
+
+    def kernels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with fastvae.backend("triton"):
+            return ops.masked_conv2d(x, weight, bias, mask="B")
+
+    found: dict[str, Layer] = {
+        BASELINE: lambda *t: masked_weight(*t, mask),
+        "fastvae": lambda *t: ops.masked_conv2d(*t, mask="B"),
+        "cropped": lambda *t: cropped(*t, mask),
+        "above + left": lambda *t: above_and_left(*t, mask),
+    }
+    if DEVICE == "cuda":
+        found["fastvae kernels"] = kernels
+    for name in (BASELINE, "cropped") if COMPILE else ():
+        found[f"compiled {name}"] = torch.compile(found[name], mode="max-autotune-no-cudagraphs")
+    return found
+
+
+NAMES = list(layers(3, torch.float32))
+
+
+@cache
+def matmul_rate(dtype: torch.dtype, tf32: bool) -> float:
+    """The limit: operations per second of a large matrix product, here and now (one rate per dtype)."""
+    size = 256 if TINY else 1536 if DEVICE == "cpu" else 8192
+    a = torch.randn(size, size, device=DEVICE, dtype=dtype)
+    return 2 * size**3 / interleaved(lambda: a @ a, lambda: a @ a, rounds=5, min_seconds=MIN_SECONDS)["candidate_s"]
+
+
+def step(layer: Layer, inputs: list[Tensor], grad_y: Tensor, which: str) -> Callable[[], Any]:
+    """One pass as a function of nothing."""
+    if which == "fwd":
+        return lambda: layer(*inputs)
+    if which == "bwd":
+        y = layer(*inputs)
+        return lambda: torch.autograd.grad(y, inputs, grad_y, retain_graph=True)
+    return lambda: torch.autograd.grad(layer(*inputs), inputs, grad_y)
+
+
+def check(layer: Layer, baseline: Layer, inputs: list[Tensor], grad_y: Tensor) -> None:
+    """Right before fast: on two images, at most twice the error of the baseline against float64."""
+    few = [inputs[0][:2], *inputs[1:]]
+    whole = layers(inputs[1].shape[-1], torch.float64)[BASELINE]
+    wide = [t.detach().double().requires_grad_() for t in few]
+    exact = [whole(*wide), *torch.autograd.grad(whole(*wide), wide, grad_y[:2].double())]
+    for got, other, want in zip(results(layer, few, grad_y), results(baseline, few, grad_y), exact, strict=True):
+        rounding = 8 * torch.finfo(got.dtype).eps * want.abs().max()
+        assert (got - want).abs().max() <= 2 * (other - want).abs().max() + rounding
+
+
+def results(layer: Layer, inputs: list[Tensor], grad_y: Tensor) -> list[Tensor]:
+    y = layer(*inputs)
+    return [y.detach(), *torch.autograd.grad(y, inputs, grad_y[: y.shape[0]])]
+
+
+def graphed(function: Callable[[], Any]) -> Callable[[], None]:
+    """``function`` recorded once and replayed without launch costs."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def peak_mebibytes(function: Callable[[], Any]) -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(
+            name,
+            which,
+            kernel_size,
+            channels,
+            dtype,
+            marks=pytest.mark.benchmark(group=f"masked convolution {which} {dtype}, k={kernel_size} C={channels}"),
+        )
+        for dtype in DTYPES
+        for which in PASSES
+        for kernel_size in KERNEL_SIZES
+        for channels in CHANNELS
+        for name in NAMES
+    ]
+
+
+@pytest.mark.parametrize(("name", "which", "kernel_size", "channels", "dtype"), cases())
+def test_masked_conv2d(
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    which: str,
+    kernel_size: int,
+    channels: int,
+    dtype: str,
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "tf32")
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    layout = torch.channels_last if DEVICE == "cuda" else torch.contiguous_format  # what each is usually given
+    made = {"device": DEVICE, "dtype": DTYPES[dtype]}
+    torch.manual_seed(0)
+    x = torch.randn(BATCH, channels, SIZE, SIZE, **made).to(memory_format=layout)
+    weight = torch.randn(channels, channels, kernel_size, kernel_size, **made) / (channels**0.5 * kernel_size)
+    inputs = [t.requires_grad_() for t in (x, weight, torch.randn(channels, **made))]
+    grad_y = torch.randn(BATCH, channels, SIZE, SIZE, **made).to(memory_format=layout)
+    found = layers(kernel_size, DTYPES[dtype])
+
+    check(found[name], found[BASELINE], inputs, grad_y)
+    ours, theirs = (step(found[n], inputs, grad_y, which) for n in (name, BASELINE))
+    pairs = interleaved(ours, theirs, rounds=ROUNDS, min_seconds=MIN_SECONDS)
+    iterations = max(1, round(MIN_SECONDS / pairs["candidate_s"]))
+    benchmark.pedantic(synchronized(ours), rounds=5, iterations=iterations, warmup_rounds=1)
+
+    live = reference.count_live_taps(kernel_size, "B")
+    operations = 2 * BATCH * SIZE**2 * channels**2 * live * {"fwd": 1, "bwd": 2, "fwd+bwd": 3}[which]
+    rate, limit = operations / pairs["candidate_s"], matmul_rate(DTYPES[dtype], dtype == "tf32")
+    benchmark.extra_info.update(
+        pairs,
+        implementation=name,
+        baseline=BASELINE,
+        batch=BATCH,
+        **{"TFLOP/s": rate / 1e12, "limit_TFLOP/s": limit / 1e12, "of_limit": rate / limit},
+    )
+    if DEVICE == "cuda":
+        benchmark.extra_info["peak_MiB"] = peak_mebibytes(ours)
+        if which != "bwd":
+            graphs = interleaved(graphed(ours), graphed(theirs), rounds=ROUNDS, min_seconds=MIN_SECONDS)
+            benchmark.extra_info.update({f"graph_{key}": value for key, value in graphs.items()})

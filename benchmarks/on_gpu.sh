@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# benchmarks/on_gpu.sh OUT: tests on the card, then the suites, on a CUDA machine from a plain checkout: no network, no
+# installation. Results, log and plot go into OUT; a short table comes last. Everything stays within nine minutes.
+set -uo pipefail
+out=$(realpath -m "${1:?usage: benchmarks/on_gpu.sh OUT}")
+cd "$(dirname "$0")/.."
+mkdir -p "$out"
+python=${PYTHON:-python3}
+export PYTHONPATH=.:kernels MPLBACKEND=Agg
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$out/triton-cache}
+log=$out/log.txt
+: >"$log"
+failed=0
+end=$((SECONDS + 525))
+
+# part NAME SECONDS COMMAND...: logs everything, shows the last lines, never takes longer than it may
+part() {
+  local name=$1 seconds=$2 left=$((end - SECONDS)) status
+  shift 2
+  ((left < 5)) && { echo "== $name: left out, no time" | tee -a "$log"; failed=1; return; }
+  ((seconds > left)) && seconds=$left
+  echo "== $name (at most $seconds s): $*" | tee -a "$log"
+  timeout -k 5 "$seconds" "$@" >"$out/part.txt" 2>&1
+  status=$?
+  cat "$out/part.txt" >>"$log"
+  tail -n 4 "$out/part.txt"
+  if ((status != 0)); then
+    echo "== $name: exit status $status" | tee -a "$log"
+    failed=1
+  fi
+}
+
+part machine 60 "$python" -c "
+import json
+from benchmarks.environment import environment
+print(json.dumps(environment(), indent=1))
+for name in ('pytest', 'pytest_benchmark', 'hypothesis', 'matplotlib'):
+    try: __import__(name)
+    except ImportError: print('not installed:', name)
+"
+if [[ ${FASTVAE_BENCH:-} != tiny ]] && ! "$python" -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; then
+  echo "no CUDA device: nothing to measure (FASTVAE_BENCH=tiny rehearses this script on a CPU)" | tee -a "$log"
+  exit 1
+fi
+part tests 200 "$python" -m pytest tests/gpu -m gpu -q -p no:cacheprovider -o addopts="--import-mode=importlib -ra"
+results=()
+for suite in benchmarks/bench_*.py; do
+  name=$(basename "$suite" .py)
+  part "$name" 150 "$python" -m pytest "$suite" -q -p no:cacheprovider -o addopts=--import-mode=importlib \
+    --benchmark-json="$out/$name.json"
+  [[ -s $out/$name.json ]] && results+=("$out/$name.json")
+done
+rm -f "$out/part.txt"
+if ((${#results[@]})); then
+  "$python" -m benchmarks.report "${results[@]}" --plot "$out/benchmarks.png" >"$out/report.md"
+  "$python" -m benchmarks.report --short "${results[@]}" --plot "$out/benchmarks.png" | tee -a "$log"
+fi
+echo "== done in $SECONDS s, $( ((failed)) && echo 'with failures: see' || echo 'log:') $log"
+exit "$failed"

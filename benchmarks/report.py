@@ -1,0 +1,138 @@
+"""``python -m benchmarks.report RESULT.json...``: the Markdown tables and one plot of benchmark results.
+
+Reads pytest-benchmark's JSON. What a suite puts into ``extra_info`` is shown: ``ratio`` with ``ratio_q1`` and
+``ratio_q3`` against ``baseline``, ``of_limit``, ``graph_ratio``, ``implementation``; anything else stays in the file.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["load", "main", "plot", "summary", "table"]
+
+Row = dict[str, Any]
+
+
+def load(paths: list[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
+    """The machines, each once, and one flat row for every benchmark."""
+    machines: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    for path in paths:
+        try:
+            result = json.loads(path.read_text())
+            entries = result["benchmarks"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no benchmark result (pytest --benchmark-json): {error!r}") from error
+        if result["machine_info"] not in machines:
+            machines.append(result["machine_info"])
+        for entry in entries:
+            group = entry["group"] or entry["name"]
+            row = {"group": group, "name": entry["name"], "seconds": entry["stats"]["median"]}
+            rows.append(row | entry["extra_info"])
+    return machines, rows
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, in the order of the rows."""
+    lines = [
+        "| case | implementation | time | ratio to baseline (quartiles) | under CUDA graphs | of the limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [row["group"], label(row), duration(row.get("candidate_s", row["seconds"])), ratio(row)]
+        cells += [f"{row['graph_ratio']:.2f}x" if "graph_ratio" in row else ""]
+        cells += [f"{row['of_limit']:.0%}" if "of_limit" in row else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary(rows: list[Row]) -> str:
+    """Geometric mean and least ratio of every implementation in every family: what is before the comma of a group."""
+    families: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if "ratio" in row and label(row) != row.get("baseline"):
+            families.setdefault((row["group"].split(",")[0], label(row)), []).append(row["ratio"])
+    lines = ["| question | implementation | geometric mean of ratios | least | cases |", "|---|---|---|---|---|"]
+    for (family, name), ratios in families.items():
+        mean = statistics.geometric_mean(ratios)
+        lines.append(f"| {family} | {name} | {mean:.2f}x | {min(ratios):.2f}x | {len(ratios)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Bars of the ratios with their quartiles, one colour for each implementation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [row for row in rows if "ratio" in row and label(row) != row.get("baseline")]
+    if not shown:
+        raise ValueError("no row has a ratio: nothing to plot")
+    names = list(dict.fromkeys(label(row) for row in shown))
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.22 * len(shown)), layout="constrained")
+    colours = plt.get_cmap("tab10")
+    for place, row in enumerate(shown):
+        low, high = (row.get(key, row["ratio"]) for key in ("ratio_q1", "ratio_q3"))
+        error = [[max(0.0, row["ratio"] - low)], [max(0.0, high - row["ratio"])]]
+        axes.barh(place, row["ratio"], xerr=error, color=colours(names.index(label(row)) % 10), height=0.8)
+    axes.set_yticks(range(len(shown)), [f"{row['group']}: {label(row)}" for row in shown], fontsize=7)
+    axes.axvline(1, color="black", linewidth=1)
+    if max(row["ratio"] for row in shown) > 20:
+        axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.set_xlabel("times faster than the baseline: median of interleaved pairs, quartiles")
+    axes.margins(y=0.01)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def label(row: Row) -> str:
+    return str(row.get("implementation", row["name"]))
+
+
+def ratio(row: Row) -> str:
+    if "ratio" not in row:
+        return ""
+    if label(row) == row.get("baseline"):
+        return "baseline"
+    quartiles = f" ({row['ratio_q1']:.2f}-{row['ratio_q3']:.2f})" if "ratio_q1" in row and "ratio_q3" in row else ""
+    return f"{row['ratio']:.2f}x{quartiles}"
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="JSON files of pytest --benchmark-json")
+    parser.add_argument("--plot", type=Path, help="where to write the picture (default: beside the first result)")
+    parser.add_argument("--short", action="store_true", help="the summary only")
+    options = parser.parse_args(arguments)
+    try:
+        machines, rows = load(options.results)
+    except ValueError as error:
+        parser.error(str(error))
+    for machine in machines:
+        print(", ".join(f"{key} {value}" for key, value in machine.items()), end="\n\n")
+    if not options.short:
+        print(table(rows), end="\n\n")
+    print(summary(rows))
+    picture = options.plot or options.results[0].with_suffix(".png")
+    try:
+        plot(rows, picture)
+        print(f"\nplot: {picture}")
+    except (ImportError, ValueError) as error:
+        print(f"\nno plot: {error}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
