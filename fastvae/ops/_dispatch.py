@@ -53,18 +53,19 @@ def choose(*tensors: Tensor, unsupported: str | None = None, preferred: bool = T
     is False where they can but are not known to be the fastest: then only force selects them.
     """
     name = _requested()
-    if name not in ("auto", "triton"):
+    if name in ("torch", "reference"):
         return name
-    reason = _why_not_triton(tensors) or unsupported
     if name == "triton":
+        reason = _why_not_triton(tensors) or unsupported
         if reason is not None:
             raise RuntimeError(f"backend 'triton' is forced but cannot run: {reason}")
         return "triton"
-    if reason is None:
-        return "triton" if preferred else "torch"
-    if all(t.is_cuda for t in tensors) and not HAS_TRITON:
-        _warn(reason)
-    return "torch"
+    if not all(t.is_cuda for t in tensors):
+        return "torch"
+    if not HAS_TRITON:
+        _warn("the package triton is not installed")
+        return "torch"
+    return "triton" if preferred and unsupported is None else "torch"
 
 
 def _why_not_triton(tensors: tuple[Tensor, ...]) -> str | None:
