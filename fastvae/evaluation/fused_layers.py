@@ -43,7 +43,7 @@ def _available() -> bool:
     # the operator is internal to torch: without it, or without AVX-512, torch's own path is what there is
     return (
         torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fastvae.ops._dispatch import choose
+
 from .draw import draw, is_addressed
 from .fused_layers import fused_layers
 from .log_weights import LogWeights
@@ -100,7 +102,8 @@ def log_likelihood(
     with ExitStack() as contexts:
         contexts.enter_context(torch.no_grad())
         contexts.enter_context(_evaluation_mode(modules))
-        contexts.enter_context(fused_layers(modules))
+        if choose(x) == "torch":
+            contexts.enter_context(fused_layers(modules))
         proposal, log_joint = _callables(model, proposal, log_joint)
         if x.shape[0]:
             run = _Run(x, ids, proposal, log_joint, seed, _noise_dtype(x, modules))
@@ -252,7 +255,7 @@ def _checked_ids(ids: Tensor | None, x: Tensor) -> Tensor:
         raise TypeError(f"ids must be an int64 tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
     if ids.shape != x.shape[:1]:
         raise ValueError(f"ids must have shape ({x.shape[0]},), one number for each datapoint, got {tuple(ids.shape)}")
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < _IDS):
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= _IDS):
         raise ValueError(f"ids must be in [0, 2^32), got {int(ids.min())} to {int(ids.max())}")
     return ids.to(x.device)
 

@@ -156,7 +156,7 @@ def _torch_forward(x: Tensor, logits: Tensor) -> Tensor:
             t = scratch[: block.shape[0], : block.shape[1]]
             torch.mul(block, signs[j : j + columns], out=t)
             # beyond the threshold softplus(t) is t, to the last digit of the dtype
-            F.softplus(t, 1.0, 40.0 if dtype == torch.float64 else 20.0, out=t)
+            F.softplus(t, 1.0, 40.0 if dtype == torch.float64 else 20.0, out=t)  # type: ignore[call-arg] # the stub lacks out
             torch.sum(t, -1, out=total[i : i + rows, j : j + columns])
     return total.neg_().view(-1)
 
