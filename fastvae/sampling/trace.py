@@ -258,7 +258,7 @@ def _holding(model: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         for slot, name, tensor in kept:
-            slot[name] = tensor
+            slot[name] = tensor  # type: ignore[assignment]
 
 
 @contextmanager
