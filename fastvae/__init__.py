@@ -1,9 +1,23 @@
 """fastvae: kernel-accelerated expressive VAEs for PyTorch."""
 
-from . import ops
-from .evaluation import log_likelihood
+from . import data, distributions, evaluation, models, nn, objectives, ops, sampling, training
+from .evaluation import LogWeights, log_likelihood
 from .ops import backend
 from .sampling import compile_sampler
 
-__all__ = ["backend", "compile_sampler", "log_likelihood", "ops"]
+__all__ = [
+    "LogWeights",
+    "backend",
+    "compile_sampler",
+    "data",
+    "distributions",
+    "evaluation",
+    "log_likelihood",
+    "models",
+    "nn",
+    "objectives",
+    "ops",
+    "sampling",
+    "training",
+]
 __version__ = "0.1.0"

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["image_grid", "image_rows", "save"]
 
 
-def image_grid(images: Tensor, columns: int | None = None, title: str | None = None) -> Figure:
+def image_grid(images: Tensor, columns: int | None = None, title: str | None = None, invert: bool = False) -> Figure:
     """Images side by side, row after row.
 
     Args:
-        images: (N, C, H, W) with values in [0, 1] and C = 1 (grey, dark on light) or 3 (colour).
+        images: (N, C, H, W) with values in [0, 1], 1 is white, and C = 1 (grey) or 3 (colour).
         columns: images in a row; by default a square.
         title: written above.
+        invert: show 1 as black: scans of ink are bright on dark, paper is the other way round.
 
     Raises:
         ValueError: for another shape or no images.
@@ -37,16 +38,20 @@ def image_grid(images: Tensor, columns: int | None = None, title: str | None = N
     rows = math.ceil(images.shape[0] / columns)
     figure = _figure(columns, rows, title)
     axes = figure.add_subplot(111)
-    _show(axes, _tile(images, columns, rows))
+    _show(axes, _tile(images, columns, rows, invert))
     return figure
 
 
-def image_rows(rows: Mapping[str, Tensor], title: str | None = None) -> Figure:
+def image_rows(rows: Mapping[str, Tensor], title: str | None = None, invert: bool = False) -> Figure:
     """One labelled row of images for each entry, to compare column by column.
 
     Args:
         rows: label -> (N, C, H, W) with values in [0, 1].
         title: written above.
+        invert: show 1 as black.
+
+    Raises:
+        ValueError: for another shape or no rows.
 
     Example:
         >>> figure = image_rows({"data": torch.rand(5, 1, 8, 8), "VAE": torch.rand(5, 1, 8, 8)})
@@ -59,7 +64,7 @@ def image_rows(rows: Mapping[str, Tensor], title: str | None = None) -> Figure:
     figure = _figure(columns + 3, len(rows), title)
     for number, (label, images) in enumerate(rows.items()):
         axes = figure.add_subplot(len(rows), 1, number + 1)
-        _show(axes, _tile(images, columns, 1))
+        _show(axes, _tile(images, columns, 1, invert))
         axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     return figure
 
@@ -87,14 +92,14 @@ def _figure(columns: int, rows: int, title: str | None) -> Figure:
     return figure
 
 
-def _tile(images: Tensor, columns: int, rows: int) -> Tensor:
+def _tile(images: Tensor, columns: int, rows: int, invert: bool) -> Tensor:
     """(N, C, H, W) -> (rows * (H + 1), columns * (W + 1), C) on white."""
     count, channels, height, width = images.shape
     canvas = torch.ones(rows, columns, channels, height + 1, width + 1)
     values = images.detach().float().cpu().clamp(0.0, 1.0)
-    ink = 1.0 - values if channels == 1 else values  # scans are bright on dark; paper is the other way round
+    shown = 1.0 - values if invert else values
     for index in range(count):
-        canvas[index // columns, index % columns, :, :height, :width] = ink[index]
+        canvas[index // columns, index % columns, :, :height, :width] = shown[index]
     return canvas.permute(0, 3, 1, 4, 2).reshape(rows * (height + 1), columns * (width + 1), channels)
 
 
