@@ -20,7 +20,7 @@ part() {
   ((left < 5)) && { echo "== $name: left out, no time" | tee -a "$log"; failed=1; return; }
   ((seconds > left)) && seconds=$left
   echo "== $name (at most $seconds s): $*" | tee -a "$log"
-  timeout -k 5 "$seconds" "$@" >"$out/part.txt" 2>&1
+  timeout -s INT -k 10 "$seconds" "$@" >"$out/part.txt" 2>&1
   status=$?
   cat "$out/part.txt" >>"$log"
   tail -n 4 "$out/part.txt"

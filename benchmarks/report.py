@@ -54,40 +54,60 @@ def summary(rows: list[Row]) -> str:
     families: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if "ratio" in row and label(row) != row.get("baseline"):
-            families.setdefault((row["group"].split(",")[0], label(row)), []).append(row["ratio"])
+            families.setdefault((family(row), label(row)), []).append(row["ratio"])
     lines = ["| question | implementation | geometric mean of ratios | least | cases |", "|---|---|---|---|---|"]
-    for (family, name), ratios in families.items():
+    for (question, name), ratios in families.items():
         mean = statistics.geometric_mean(ratios)
-        lines.append(f"| {family} | {name} | {mean:.2f}x | {min(ratios):.2f}x | {len(ratios)} |")
+        lines.append(f"| {question} | {name} | {mean:.2f}x | {min(ratios):.2f}x | {len(ratios)} |")
     return "\n".join(lines)
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Bars of the ratios with their quartiles, one colour for each implementation."""
+    """Bars of the ratios with their quartiles: one panel and scale for each question, one colour for each name."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [row for row in rows if "ratio" in row and label(row) != row.get("baseline")]
-    if not shown:
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        if "ratio" in row and label(row) != row.get("baseline"):
+            families.setdefault(family(row), []).append(row)
+    if not families:
         raise ValueError("no row has a ratio: nothing to plot")
-    names = list(dict.fromkeys(label(row) for row in shown))
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.22 * len(shown)), layout="constrained")
-    colours = plt.get_cmap("tab10")
-    for place, row in enumerate(shown):
+    heights = [len(members) + 3 for members in families.values()]
+    figure, panels = plt.subplots(
+        len(families),
+        figsize=(9, 0.2 * sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, (name, members) in zip(panels[:, 0], families.items(), strict=True):
+        draw(axes, members, plt.get_cmap("tab10"))
+        axes.set_title(name, fontsize=9, loc="left")
+    panels[-1, 0].set_xlabel("times faster than the baseline: median of interleaved pairs, quartiles", fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw(axes: Any, members: list[Row], colours: Any) -> None:
+    names = list(dict.fromkeys(label(row) for row in members))
+    for place, row in enumerate(members):
         low, high = (row.get(key, row["ratio"]) for key in ("ratio_q1", "ratio_q3"))
         error = [[max(0.0, row["ratio"] - low)], [max(0.0, high - row["ratio"])]]
         axes.barh(place, row["ratio"], xerr=error, color=colours(names.index(label(row)) % 10), height=0.8)
-    axes.set_yticks(range(len(shown)), [f"{row['group']}: {label(row)}" for row in shown], fontsize=7)
+    cases = [row["group"].partition(",")[2].strip() for row in members]
+    axes.set_yticks(range(len(members)), [f"{c} {label(r)}" for c, r in zip(cases, members, strict=True)], fontsize=7)
+    axes.tick_params(axis="x", labelsize=7)
     axes.axvline(1, color="black", linewidth=1)
-    if max(row["ratio"] for row in shown) > 20:
-        axes.set_xscale("log")
     axes.invert_yaxis()
-    axes.set_xlabel("times faster than the baseline: median of interleaved pairs, quartiles")
     axes.margins(y=0.01)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+
+
+def family(row: Row) -> str:
+    """The question that a group is one case of: what is before its comma."""
+    return str(row["group"]).split(",")[0]
 
 
 def label(row: Row) -> str:
