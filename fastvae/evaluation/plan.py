@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .draw import BLOCK_POINTS, BLOCK_SAMPLES
 
-
 __all__ = ["Plan", "bytes_per_row", "default_max_bytes", "make_plan"]
 
 
@@ -51,7 +50,7 @@ def _even(total: int, most: int) -> int:
     parts = -(-total // max(1, min(most, total)))
     size = -(-total // parts)
     rounded = -(-size // 32) * 32
-    return rounded if rounded <= most else size
+    return rounded if rounded <= min(most, total) else size
 
 
 def bytes_per_row(call: Callable[[int], object]) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-
 from fastvae_kernels import bernoulli_log_prob as kernels
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-
 from fastvae_kernels import log_weights as kernels
 
 

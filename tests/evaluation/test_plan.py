@@ -1,0 +1,47 @@
+"""The plan covers everything within the budget, and the bytes of a row are measured, not guessed."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fastvae.evaluation.draw import BLOCK_POINTS, BLOCK_SAMPLES
+from fastvae.evaluation.plan import bytes_per_row, make_plan
+
+sizes = st.integers(1, 10**7)
+
+
+@given(sizes, sizes, sizes, st.integers(1, 1000), st.integers(1, 2**33), st.booleans())
+def test_chunks_stay_within_the_budget_and_are_never_empty(
+    num_points: int, num_samples: int, row_bytes: int, latent_size: int, max_bytes: int, addressed: bool
+) -> None:
+    plan = make_plan(num_points, num_samples, row_bytes, latent_size, max_bytes, addressed)
+    assert 1 <= plan.chunk_points <= plan.points <= num_points
+    assert 1 <= plan.chunk_samples <= plan.samples
+    assert plan.samples <= num_samples
+    rows = plan.chunk_points * plan.chunk_samples
+    assert rows == 1 or rows * row_bytes <= max_bytes
+
+
+@given(sizes, st.integers(1, 2**33))
+def test_proposals_that_sample_by_themselves_get_the_same_blocks_at_any_budget(row_bytes: int, max_bytes: int) -> None:
+    plan = make_plan(100, 5000, row_bytes, 50, max_bytes, addressed=False)
+    assert (plan.points, plan.samples) == (BLOCK_POINTS, BLOCK_SAMPLES)
+
+
+def test_the_standard_case_decodes_a_few_hundred_rows_at_once() -> None:
+    plan = make_plan(10_000, 5000, 784 * 4, 50, 3 * 2**19, addressed=True)
+    assert 128 <= plan.chunk_points * plan.chunk_samples <= 512
+
+
+def test_bytes_of_a_row_are_those_of_its_largest_tensor() -> None:
+    net = nn.Sequential(nn.Linear(5, 300), nn.Tanh(), nn.Linear(300, 7))
+    mask = torch.ones(1000, 1000)
+
+    def call(rows: int) -> torch.Tensor:
+        constant = mask * 2.0  # larger than everything, but no part of a row
+        return net(torch.zeros(rows, 5)) + constant.sum()
+
+    with torch.no_grad():
+        assert bytes_per_row(call) == 300 * 4
+        assert bytes_per_row(lambda rows: mask * 2.0) == 0
