@@ -82,12 +82,14 @@ def _steps(net: nn.Sequential) -> list[tuple[nn.Module, str, nn.Module | None]]:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether something else already stands between the layer and its caller."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _qualifies(x: Tensor, layer: nn.Linear) -> bool:
     return (
         type(x) is Tensor
+        and type(layer.weight) is nn.Parameter
         and x.dtype == layer.weight.dtype == torch.float32
         and x.device.type == layer.weight.device.type == "cpu"
         and x.ndim >= 2
