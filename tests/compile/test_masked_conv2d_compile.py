@@ -91,3 +91,8 @@ def test_channels_that_fill_no_block_compile_too(cross_compile: Callable, op: st
     compiled, _ = compile_row(cross_compile, op, torch.bfloat16, 120, 120, "ieee", 90)
     assert compiled.spills == 0
     assert compiled.shared <= compiled.shared_limit
+
+
+def test_the_largest_default_row_fits_into_the_small_shared_memory_of_sm_89(cross_compile: Callable) -> None:
+    compiled, _ = compile_row(cross_compile, "conv", torch.bfloat16, 128, 128, "ieee", 89)
+    assert compiled.shared <= compiled.shared_limit == 101_376
