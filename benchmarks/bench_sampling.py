@@ -29,7 +29,7 @@ def sampler() -> Sampler:
     return compile_sampler(net.to(device))
 
 
-def describe(benchmark, sampler: Sampler, batch: int) -> None:  # type: ignore[no-untyped-def]
+def describe(benchmark, sampler: Sampler, batch: int) -> None:
     seconds = benchmark.stats["median"]
     benchmark.extra_info.update(
         {
@@ -46,7 +46,7 @@ def describe(benchmark, sampler: Sampler, batch: int) -> None:  # type: ignore[n
 
 @pytest.mark.benchmark(group=GROUP)
 @pytest.mark.parametrize("batch", [1, 16, 64])
-def test_fastvae(benchmark, sampler: Sampler, batch: int) -> None:  # type: ignore[no-untyped-def]
+def test_fastvae(benchmark, sampler: Sampler, batch: int) -> None:
     certificate = sampler(batch, seed=1, verify=True).certificate  # exact before fast; also plans the batch size
     assert certificate.ok
     call = synchronized(lambda: sampler(batch, seed=1))
@@ -66,7 +66,7 @@ def test_fastvae(benchmark, sampler: Sampler, batch: int) -> None:  # type: igno
 
 
 @pytest.mark.benchmark(group=GROUP)
-def test_naive_in_full(benchmark, sampler: Sampler) -> None:  # type: ignore[no-untyped-def]
+def test_naive_in_full(benchmark, sampler: Sampler) -> None:
     """All pixels of one image, to confirm the scaled figures."""
     ours = sampler(1, seed=1)
     naive = benchmark.pedantic(synchronized(lambda: sampler.naive(1, seed=1)), rounds=1)
@@ -75,7 +75,7 @@ def test_naive_in_full(benchmark, sampler: Sampler) -> None:  # type: ignore[no-
 
 
 @pytest.mark.benchmark(group="planning a sampler")
-def test_compile(benchmark, sampler: Sampler) -> None:  # type: ignore[no-untyped-def]
+def test_compile(benchmark, sampler: Sampler) -> None:
     """Trace and plan, and the memory and calls of the first batch of 16."""
     assert compile_sampler(sampler.model)(16, verify=True).certificate.ok
     benchmark.pedantic(lambda: compile_sampler(sampler.model)(16), rounds=5)

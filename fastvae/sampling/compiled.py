@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from .graph import Constant, Linear, Map
 from .lower import lower
 from .plan import Plan, make_plan
-from .trace import trace_model
+from .trace import UnsupportedModelError, trace_model
 
 __all__ = ["Compiled", "live_state"]
 
@@ -82,5 +82,7 @@ class Compiled:
                 self._larger = trace_model(self._model, *self._inputs(batch))
             trace = self._larger
         by_name = {node.name: node for node in trace.graph.nodes}
+        if any(node.name not in by_name for node in conditional):
+            raise UnsupportedModelError("the model runs other operators for other batch sizes")
         found = trace.evaluate([by_name[node.name] for node in conditional], live_state(self._model), condition)
         return {**self._values, **{node: found[by_name[node.name]] for node in conditional}}

@@ -129,10 +129,11 @@ class Lowering:
         dtype: torch.dtype | None = None,
         expand: bool = False,
     ) -> Value:
-        """Add a function of single pixels; operands broadcast as in the user's program."""
-        first = next(operand for operand in operands if isinstance(operand, Value))
-        shape = self.shape(node) if layout is None else None
-        layout = layout or self.broadcast(node, [o for o in operands if isinstance(o, Value)], shape or ())
+        """Add a function of single pixels; without a ``layout`` its operands broadcast as in the user's program."""
+        values = [operand for operand in operands if isinstance(operand, Value)]
+        first = values[0]
+        broadcasts = layout is None  # else the function takes the features of its operands as they are
+        layout = self.broadcast(node, values, self.shape(node)) if layout is None else layout
         reads: list[Read | Constant] = []
         align: list[tuple[int, ...]] = []
         for operand in operands:
@@ -142,7 +143,7 @@ class Lowering:
                 shift = (first.origin[0] - operand.origin[0], first.origin[1] - operand.origin[1])
                 # both are read at one tensor index: image coordinates differ by the difference of the origins
                 reads.append(Read(operand, shift))
-                align.append(_aligned(operand.layout, layout))
+                align.append(_aligned(operand.layout, layout) if broadcasts else feature_sizes(operand.layout))
             else:
                 reads.append(operand if isinstance(operand, Constant) else self.constant(node, operand, layout))
                 align.append(())

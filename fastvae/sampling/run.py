@@ -1,6 +1,7 @@
 """Run: a plan on torch, as a flat list of calls on memory that is allocated once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,9 @@ from .plan import Cells, Plan
 __all__ = ["Program"]
 
 Call = Callable[[], Any]
+# Below this many multiplications per matrix product the threads of one product cost more than they gain: on 2 cores one
+# thread took 0.8x the time of two at 0.5e6 and 1.4x at 1e6, and far less while other programs kept the cores busy.
+_LEAST_MACS_FOR_THREADS = 700_000
 
 
 class Program:
@@ -50,6 +54,8 @@ class Program:
         self._gathered = None if plan.is_direct(plan.pixels, plan.output) else self._params_storage(pixels)
         self._steps = [self._step(step) for step in range(plan.num_steps)]
         self._values = {}
+        products = sum(isinstance(op, Linear) for op in plan.operators) * plan.num_steps
+        self._small = device.type == "cpu" and plan.macs * batch < _LEAST_MACS_FOR_THREADS * products
 
     def refresh(self, values: dict[fx.Node, Tensor]) -> None:
         """Take the present weights and condition."""
@@ -61,7 +67,7 @@ class Program:
         """Draw all images: ``uniform`` (B, C, H, W)."""
         cells = self.plan.cells[self.plan.pixels]
         rows, columns = self._index(cells.rows), self._index(cells.columns)
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_thread(self._small):
             self._noise.copy_(self.draw.prepare(uniform[:, :, rows, columns]).permute(2, 0, 1))
             for calls, draw, _ in self._steps:
                 for call in calls:
@@ -72,7 +78,7 @@ class Program:
         """Walk the same steps with given images (B, C, H, W) in place of the draws."""
         cells = self.plan.cells[self.plan.pixels]
         given = images[:, :, self._index(cells.rows), self._index(cells.columns)].permute(2, 0, 1)
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_thread(self._small):
             for calls, _, (start, end) in self._steps:
                 for call in calls:
                     call()
@@ -235,6 +241,19 @@ class Program:
         places = self._index(self.plan.cells[self.plan.pixels].places.ravel())
         cells = storage.index_select(0, places).unflatten(0, (self.plan.height, self.plan.width))
         return cells.permute(2, 3, 0, 1).contiguous()
+
+
+@contextmanager
+def _one_thread(small: bool) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    if not small or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _rows(plan: Plan, reader: Operator, reads: list[Read], batch: int) -> "np.ndarray[Any, Any]":

@@ -1,17 +1,18 @@
 """``compile_sampler``: exact samples from any causal network, in far fewer steps than pixels."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastvae.ops import uniform as addressed_uniform
-
 from .certify import Certificate, CertificateError, certify
 from .compiled import Compiled, live_state
 from .draw import Draw, as_draw
+from .inputs import checked_condition, uniform_numbers
 from .naive import naive_samples
 from .plan import Plan
 from .run import Program
@@ -20,7 +21,8 @@ from .trace import UnsupportedModelError
 __all__ = ["Sampler", "Samples", "compile_sampler"]
 
 Likelihood = str | Callable[[Tensor, Tensor], Tensor] | Any
-_MOST_CACHE_BYTES = 1 << 28  # larger batches are drawn in parts
+_MOST_CACHE_BYTES = 1 << 27  # larger batches are drawn in parts: no slower, and the caches stay near
+_NAIVE_PART = 64
 _PROGRAMS_KEPT = 4  # batch sizes that are ready to run
 
 
@@ -115,7 +117,7 @@ class Sampler:
     """Exact samples from a causal network; see :func:`compile_sampler`. Not to be shared between threads.
 
     Parameters and buffers are read at every call. A change of their zero pattern, shape, dtype or device, or of the
-    model's training mode, is noticed and planned again.
+    model's training mode or of autocast, is noticed and planned again.
 
     Attributes:
         reason: why planning failed, if it did and ``fallback="naive"`` was asked for.
@@ -174,7 +176,7 @@ class Sampler:
             CertificateError: with ``verify``, if a value is not the one that the model gives.
         """
         draw = self._prepare()
-        uniform = self._uniform(num_samples, seed, noise, first_id)
+        uniform = uniform_numbers(num_samples, self.event_shape, seed, noise, first_id, self._dtype, self._device)
         condition = self._checked(num_samples, condition)
         if self.plan is None:
             images, nats = naive_samples(self.model, draw, uniform, condition, dtype=self._dtype)
@@ -190,7 +192,11 @@ class Sampler:
         _refuse_nan(images, nats)
         certificate = None
         if verify:
-            certificate = certify(self.model, draw, images, uniform, condition)
+            proofs = [
+                certify(self.model, draw, images[rows], uniform[rows], None if condition is None else condition[rows])
+                for rows in self._parts(num_samples)
+            ]
+            certificate = reduce(operator.add, proofs)
             if not certificate.ok:
                 raise CertificateError(certificate)
         return Samples(images, nats, certificate)
@@ -213,7 +219,7 @@ class Sampler:
         The other arguments are those of a call of the sampler.
         """
         draw = self._prepare()
-        uniform = self._uniform(num_samples, seed, noise, first_id)
+        uniform = uniform_numbers(num_samples, self.event_shape, seed, noise, first_id, self._dtype, self._device)
         condition = self._checked(num_samples, condition)
         images, nats = naive_samples(self.model, draw, uniform, condition, num_pixels, self._dtype)
         _refuse_nan(images, nats)
@@ -246,12 +252,18 @@ class Sampler:
             parts.append(program.params())
         return torch.cat(parts)
 
+    def _checked(self, num_samples: int, condition: Tensor | None) -> Tensor | None:
+        return checked_condition(num_samples, self.condition_shape, condition, self._dtype, self._device)
+
+    @torch.inference_mode(False)  # what is kept must serve calls in any mode
     def _prepare(self) -> Draw:
         """Plan, or plan again, if the model has changed."""
         live = live_state(self.model)
         signature = (
             tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in live.items()),
             tuple(module.training for module in self.model.modules()),
+            torch.is_autocast_enabled("cpu"),
+            torch.is_autocast_enabled("cuda"),
         )
         if signature != self._signature or (self._compiled is not None and not self._compiled.refresh()):
             self._compiled, self._programs, self._signature = None, {}, None
@@ -297,10 +309,10 @@ class Sampler:
 
     def _parts(self, num_samples: int) -> list[slice]:
         """Batches whose caches fit into memory and are still near."""
-        assert self.plan is not None
-        most = max(1, _MOST_CACHE_BYTES // self.plan.cache_bytes)
+        most = _NAIVE_PART if self.plan is None else max(1, _MOST_CACHE_BYTES // self.plan.cache_bytes)
         return [slice(start, min(start + most, num_samples)) for start in range(0, num_samples, most)]
 
+    @torch.inference_mode(False)
     def _program(self, rows: slice, condition: Tensor | None) -> Program:
         assert self._compiled is not None
         assert self._draw is not None
@@ -315,45 +327,6 @@ class Sampler:
             program.refresh(values)
         self._programs[batch] = program  # the one used last is the last to go
         return program
-
-    def _uniform(self, num_samples: int, seed: int, noise: Tensor | None, first_id: int) -> Tensor:
-        """Checked numbers in (0, 1), (B, C, H, W)."""
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int):
-            raise TypeError(f"num_samples must be an integer, got {num_samples!r}")
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        shape = (num_samples, *self.event_shape)
-        dtype = torch.float64 if self._dtype == torch.float64 else torch.float32
-        if noise is not None:
-            if tuple(noise.shape) != shape:
-                raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
-            noise = noise.to(self._device, dtype)
-            if not bool(((noise > 0) & (noise < 1)).all()):
-                raise ValueError(
-                    "noise must be uniform numbers in the open interval (0, 1), got others; use torch.rand"
-                )
-            return noise
-        if first_id < 0 or first_id + num_samples > 2**32:
-            raise ValueError(f"first_id must be in [0, 2^32 - num_samples], got {first_id}")
-        ids = torch.arange(first_id, first_id + num_samples, device=self._device)
-        pixels = torch.arange(shape[2] * shape[3], device=self._device)
-        numbers = addressed_uniform(seed, ids, pixels, shape[1], dtype=dtype)  # (B, H * W, C)
-        return numbers.unflatten(1, shape[2:]).permute(0, 3, 1, 2)
-
-    def _checked(self, num_samples: int, condition: Tensor | None) -> Tensor | None:
-        """The condition, (B, *condition_shape), on the model's device and in its dtype."""
-        if self.condition_shape is None:
-            if condition is not None:
-                raise ValueError(
-                    "the sampler was compiled without a condition; pass condition_shape to compile_sampler"
-                )
-            return None
-        expected = (num_samples, *self.condition_shape)
-        if condition is None:
-            raise ValueError(f"condition is missing: the model needs one of shape {expected}")
-        if tuple(condition.shape) != expected:
-            raise ValueError(f"condition must have shape {expected}, got {tuple(condition.shape)}")
-        return condition.to(self._device, self._dtype)
 
 
 def _refuse_nan(images: Tensor, nats: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from fastvae.sampling import UnsupportedModelError
 from tests.sampling.networks_in_the_wild import BatchNormed, MaskedWeight, plain, randomized
 
 
-def sampler_of(model: nn.Module | None = None, **options: Any):  # type: ignore[no-untyped-def]
+def sampler_of(model: nn.Module | None = None, **options: Any):
     return compile_sampler(model or plain(first=3), (1, 5, 5), "bernoulli", **options)
 
 

@@ -44,7 +44,7 @@ def test_a_skew_that_is_one_too_small_is_caught(monkeypatch: pytest.MonkeyPatch)
     right = compile_sampler(sharp(), (1, 9, 9), "bernoulli").plan.skew
     real = planning._leads
 
-    def too_early(operators, reads, output, skew):  # type: ignore[no-untyped-def]
+    def too_early(operators, reads, output, skew):
         leads = real(operators, reads, output, skew)
         if skew == right - 1:
             leads[operators[0]] = -1  # claim that it is valid
@@ -79,7 +79,7 @@ def test_activations_outside_the_image_that_are_not_zero_are_caught() -> None:
 def test_swapped_taps_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[..., torch.Tensor] = running._packed
 
-    def swapped(op: Linear, values: dict) -> torch.Tensor:  # type: ignore[type-arg]
+    def swapped(op: Linear, values: dict) -> torch.Tensor:
         packed = real(op, values)
         return packed.unflatten(0, (len(op.taps), -1)).flip(0).flatten(0, 1)
 
