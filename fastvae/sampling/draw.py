@@ -14,6 +14,11 @@ __all__ = ["Bernoulli", "Callback", "Categorical", "Draw", "Gaussian", "as_draw"
 # Shapes: noise and values (..., C), parameters (..., C, P), any leading dimensions.
 
 
+def _wide(params: Tensor) -> Tensor:
+    """Half precision is too coarse for probabilities."""
+    return params.float() if params.dtype in (torch.float16, torch.bfloat16) else params
+
+
 class Draw:
     """How a value follows from a uniform number and P parameters: monotone in the number."""
 
@@ -52,7 +57,7 @@ class Bernoulli(Draw):
         return partial(torch.lt, noise, params[..., 0], out=out)
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
-        return -F.softplus((1.0 - 2.0 * x) * params[..., 0])
+        return -F.softplus((1.0 - 2.0 * x) * _wide(params)[..., 0])
 
 
 class Categorical(Draw):
@@ -64,11 +69,13 @@ class Categorical(Draw):
         self.num_params = num_levels
 
     def sample(self, noise: Tensor, params: Tensor) -> Tensor:
-        cumulated = params.softmax(-1).cumsum(-1)[..., :-1]  # the last level needs no bound: it is 1 up to rounding
-        return (cumulated <= noise[..., None]).sum(-1).to(params.dtype)
+        cumulated = (
+            _wide(params).softmax(-1).cumsum(-1)[..., :-1]
+        )  # the last level needs no bound: it is 1 up to rounding
+        return (cumulated <= noise[..., None]).sum(-1).to(cumulated.dtype)
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
-        return params.log_softmax(-1).gather(-1, x.long()[..., None])[..., 0]
+        return _wide(params).log_softmax(-1).gather(-1, x.long()[..., None])[..., 0]
 
 
 class Gaussian(Draw):
@@ -76,23 +83,27 @@ class Gaussian(Draw):
 
     name = "gaussian"
 
-    def __init__(self, log_scale: Tensor | None = None) -> None:
-        self.num_params = 2 if log_scale is None else 1
-        self._log_scale = log_scale
+    def __init__(self, scale_owner: Any = None) -> None:
+        self.num_params = 2 if scale_owner is None else 1
+        self._scale_owner = scale_owner  # asked at every draw: its log-scale may be trained or replaced
 
     def prepare(self, uniform: Tensor) -> Tensor:
         return torch.special.ndtri(uniform)
 
     def sample(self, noise: Tensor, params: Tensor) -> Tensor:
-        return params[..., 0] + self._scale(params).exp() * noise
+        params = _wide(params)
+        return params[..., 0] + self._log_scale(params).exp() * noise
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
-        log_scale = self._scale(params)
+        params = _wide(params)
+        log_scale = self._log_scale(params)
         noise = (x - params[..., 0]) * (-log_scale).exp()
         return -0.5 * noise.square() - log_scale - 0.5 * math.log(2.0 * math.pi)
 
-    def _scale(self, params: Tensor) -> Tensor:
-        return params[..., 1] if self._log_scale is None else self._log_scale.detach().to(params.dtype)
+    def _log_scale(self, params: Tensor) -> Tensor:
+        if self._scale_owner is None:
+            return params[..., 1]
+        return self._scale_owner.log_scale.detach().to(params)
 
 
 class Callback(Draw):
@@ -132,7 +143,7 @@ def as_draw(likelihood: Any, num_params: int) -> Draw:
         if num_params < 2:
             raise ValueError("likelihood 'categorical' needs at least two logits per value, got 1 parameter per value")
     elif name == "gaussian":
-        draw = Gaussian(getattr(likelihood, "log_scale", None))
+        draw = Gaussian(likelihood if hasattr(likelihood, "log_scale") else None)
         expected = draw.num_params
     elif name is None and callable(likelihood):
         draw, expected = Callback(likelihood, num_params), None

@@ -55,7 +55,7 @@ class Operator:
         return []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
     """An operator's result seen through views: cropped, padded with zeros, permuted, split.
 
@@ -89,7 +89,7 @@ class Value:
         return Box(-self.origin[0], self.size[0] - self.origin[0], -self.origin[1], self.size[1] - self.origin[1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Read:
     """Pixel P of a reader needs pixel P + offset of a value."""
 
@@ -97,7 +97,7 @@ class Read:
     offset: tuple[int, int] = (0, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constant:
     """A tensor that does not depend on the image, shown at every pixel of its reader.
 

@@ -30,10 +30,10 @@ def naive_samples(
     Returns:
         The images (B, C, H, W) and their log-probabilities (B,) in nats, None where the likelihood has none.
     """
-    batch, channels, height, width = uniform.shape
+    _, channels, height, width = uniform.shape
     images = torch.zeros(uniform.shape, dtype=dtype, device=uniform.device)
     noise = draw.prepare(uniform).permute(2, 3, 0, 1)  # (H, W, B, C)
-    nats: Tensor | None = torch.zeros(batch, dtype=torch.float64, device=uniform.device)
+    nats: list[Tensor] = []
     with torch.no_grad():
         for pixel in range(height * width if num_pixels is None else num_pixels):
             row, column = divmod(pixel, width)
@@ -42,5 +42,5 @@ def naive_samples(
             x = draw.sample(noise[row, column], params)
             images[:, :, row, column] = x
             here = draw.log_prob(x, params)
-            nats = None if here is None or nats is None else nats + here.double().sum(1)
-    return images, None if nats is None else nats.to(dtype)
+            nats += [] if here is None else [here.sum(1)]
+    return images, torch.stack(nats).double().sum(0).to(nats[0].dtype) if nats else None

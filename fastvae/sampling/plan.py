@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .axes import IMAGES
 from .graph import Box, Linear, Operator, Pixels, Read, Value
 from .lower import Lowering
 from .trace import UnsupportedModelError, describe
@@ -129,6 +130,8 @@ def make_plan(lowering: Lowering) -> Plan:
     """
     height, width = lowering.height, lowering.width
     output_value: Value = lowering.values[lowering.trace.output]
+    if output_value.layout != IMAGES(output_value.sample.shape[2]):
+        raise lowering.error(lowering.trace.output, "gives something else than (N, C * P, H, W)")
     output = Read(output_value, (-output_value.origin[0], -output_value.origin[1]))
     operators, reads, needed = _prune(lowering, output)
     widest = max(width, *(op.box.width for op in operators))
@@ -210,10 +213,11 @@ def _why_not_causal(operators: list[Operator], all_reads: Reads, output: Read, l
         op = reader
     rows = output.offset[0] + sum(offset[0] for _, offset in steps)
     columns = output.offset[1] + sum(offset[1] for _, offset in steps)
+    together = " (the channels of a pixel are drawn together)" if rows == columns == 0 else ""
     reads_ahead = max(steps, key=lambda step: step[1][1] + skew * step[1][0])[0]
     return (
         f"the model is not causal in raster order: the parameters of pixel (i, j) depend on pixel "
-        f"(i{rows:+d}, j{columns:+d}) by way of {describe(reads_ahead.node)}. "
+        f"(i{rows:+d}, j{columns:+d}){together} by way of {describe(reads_ahead.node)}. "
         "Mask that operator (type A in the first layer, type B later), or shift its input"
     )
 

@@ -171,7 +171,7 @@ class Program:
         calls: list[Call] = []
         reads = op.reads
         if len(reads) == 1 and self.plan.is_direct(op, reads[0]):
-            matrix = self._shown(reads[0], start, end).flatten(0, 1)
+            matrix = _joined(self._shown(reads[0], start, end))
         else:
             features = reads[0].value.sample.shape[2]
             matrix = self._temporary((rows, len(reads) * features), op.dtype)
@@ -208,7 +208,7 @@ class Program:
     def _gather(self, reader: Operator, reads: list[Read], start: int, end: int, out: Tensor) -> Call:
         """Copy what pixels start..end-1 read, pixel by pixel, image by image, read by read."""
         value = reads[0].value
-        source = value.view(self._storage[value.operator]).flatten(0, 1)  # (cells * batch, *features)
+        source = _joined(value.view(self._storage[value.operator]))  # (cells * batch, *features)
         # layers of one geometry share their table
         ends = (self.plan.cells[reader], self.plan.cells[value.operator])
         key = (ends, value.box, tuple(read.offset for read in reads))
@@ -217,7 +217,7 @@ class Program:
         count = self.batch * len(reads)
         index = self._indices[key][start * count : end * count]
         if source[0].numel() == 1:  # single numbers: several times faster as a vector
-            return partial(torch.index_select, source.flatten(), 0, index, out=out.view(-1))
+            return partial(torch.index_select, source.view(-1), 0, index, out=out.view(-1))
         return partial(torch.index_select, source, 0, index, out=out.view(index.shape[0], *source.shape[1:]))
 
     def _slice(self, op: Operator, start: int, end: int) -> Tensor:
@@ -241,6 +241,11 @@ class Program:
         places = self._index(self.plan.cells[self.plan.pixels].places.ravel())
         cells = storage.index_select(0, places).unflatten(0, (self.plan.height, self.plan.width))
         return cells.permute(2, 3, 0, 1).contiguous()
+
+
+def _joined(cells: Tensor) -> Tensor:
+    """(cells, batch, *features) -> (cells * batch, *features), never a copy: it would not follow the cells."""
+    return cells.view(cells.shape[0] * cells.shape[1], *cells.shape[2:])
 
 
 @contextmanager

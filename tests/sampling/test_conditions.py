@@ -91,6 +91,19 @@ def test_our_pixelcnn_and_pixelvae_need_no_further_arguments(likelihood: str | d
     assert out.samples.shape == (4, 1, 8, 8)
 
 
+def test_a_learned_scale_is_read_at_every_call() -> None:
+    torch.manual_seed(0)
+    net = PixelCNN((1, 5, 5), "gaussian", channels=4, num_blocks=1)
+    sampler = compile_sampler(net)
+    before = sampler(50).samples.std()
+    with torch.no_grad():
+        net.family.log_scale.add_(2.0)
+    out = sampler(50, verify=True)
+    assert out.samples.std() > 5 * before
+    naive = sampler.naive(50)
+    torch.testing.assert_close(out.log_prob, naive.log_prob, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("condition", "says"),
     [(None, "condition is missing"), (torch.zeros(4, 2), r"condition must have shape \(4, 3\), got \(4, 2\)")],

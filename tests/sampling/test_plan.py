@@ -128,6 +128,19 @@ def test_a_leak_is_named(model: nn.Module, pixel: str, module: str) -> None:
     assert "not causal" in str(error.value)
 
 
+def test_a_result_with_rows_and_columns_exchanged_is_refused() -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = MaskedWeight("A", 1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).transpose(2, 3)
+
+    with pytest.raises(UnsupportedModelError, match="something else than"):
+        compile_sampler(Transposed(), (1, 6, 6), "bernoulli")
+
+
 def test_an_unmasked_first_layer_is_causal_where_its_future_taps_are_zero() -> None:
     conv = nn.Conv2d(1, 1, 3, padding=1)
     with torch.no_grad():

@@ -33,6 +33,10 @@ VOCABULARY = {
     "extremes": lambda h: torch.maximum(h, -0.5 * h) + torch.minimum(h, torch.full_like(h, 0.2)),
     "shift down": lambda h: F.pad(h, (0, 0, 1, 0))[:, :, :-1],
     "shift right by negative pad": lambda h: h + F.pad(h, (2, -2)),
+    "shift of one channel": lambda h: (
+        h + F.pad(h[:, 1:2], (1, 0))[..., :-1] - F.pad(h[:, 2:5], (0, 0, 1, 0))[:, 1:2, :-1]
+    ),
+    "shift of permuted features": lambda h: h - shuffled_and_shifted(h),
     "pad by a number": lambda h: h + F.pad(h, (1, 0, 2, 0), value=0.7)[:, :, :-2, :-1],
     "pad channels": lambda h: F.pad(h, (0, 0, 0, 0, 1, 2)) * 0.5,
     "shift by assignment": lambda h: h - assigned(h),
@@ -47,6 +51,11 @@ def assigned(h: Tensor) -> Tensor:
     result = torch.zeros_like(h)
     result[:, :, 1:, 1:] = h[:, :, :-1, :-1]
     return result
+
+
+def shuffled_and_shifted(h: Tensor) -> Tensor:
+    shuffled = h.unflatten(1, (2, 3)).transpose(1, 2)  # (N, 3, 2, H, W): a view with permuted features
+    return F.pad(shuffled, (1, 0, 1, 0))[..., :-1, :-1].transpose(1, 2).flatten(1, 2)
 
 
 class Between(nn.Module):
@@ -109,10 +118,12 @@ def test_linear_layers_on_pixels_as_rows_of_a_matrix() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_drawn_in_single_precision(dtype: torch.dtype) -> None:
-    model = randomized(Between(VOCABULARY["shift down"])).to(dtype)
-    out = compile_sampler(model, (1, 6, 6), "bernoulli")(8, verify=True)
+@pytest.mark.parametrize(("likelihood", "channels"), [("bernoulli", 6), ("categorical", 1), ("gaussian", 3)])
+def test_half_precision_is_drawn_in_single_precision(dtype: torch.dtype, likelihood: str, channels: int) -> None:
+    model = randomized(nn.Sequential(MaskedWeight("A", channels, 6, 3, padding=1)), gain=0.5).to(dtype)
+    out = compile_sampler(model, (channels, 6, 6), likelihood)(8, verify=True)
     assert out.samples.dtype == dtype
+    assert out.log_prob.dtype == torch.float32
     assert out.certificate.ok
 
 
