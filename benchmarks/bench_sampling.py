@@ -15,6 +15,7 @@ from fastvae.sampling import Sampler
 GROUP = "sampling 28x28, 7x7 A + 7 blocks, 64 channels, float32"
 PIXELS = 28 * 28
 ROUNDS = 5
+BATCHES = [1, 16, 64, *([256, 4096] if torch.cuda.is_available() else [])]
 PREFIX = 8  # pixels that naive sampling draws in one turn: every pixel costs it the same full pass
 
 
@@ -45,7 +46,7 @@ def describe(benchmark, sampler: Sampler, batch: int) -> None:
 
 
 @pytest.mark.benchmark(group=GROUP)
-@pytest.mark.parametrize("batch", [1, 16, 64])
+@pytest.mark.parametrize("batch", BATCHES)
 def test_fastvae(benchmark, sampler: Sampler, batch: int) -> None:
     certificate = sampler(batch, seed=1, verify=True).certificate  # exact before fast; also plans the batch size
     assert certificate.ok

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["IMAGES", "Dim", "Layout", "feature_sizes", "is_feature", "regroup", "simplify"]
+__all__ = ["Dim", "Layout", "feature_sizes", "image_layout", "is_feature", "regroup", "simplify"]
 
 # A dimension is a sequence of atoms, slowest first: "n" (batch), "h", "w" (rows and columns) or the size of a feature
 # axis. Views only split and join dimensions, so atoms survive them: (N, C, H, W) -> (N * H * W, C) is nhw, C.
@@ -11,7 +11,7 @@ Dim = tuple[Atom, ...]
 Layout = tuple[Dim, ...]
 
 
-def IMAGES(channels: int) -> Layout:
+def image_layout(channels: int) -> Layout:
     """The layout of (N, C, H, W)."""
     return (("n",), (channels,), ("h",), ("w",))
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .axes import IMAGES, is_feature
+from .axes import image_layout, is_feature
 from .graph import Box, Linear, Read, Value
-from .lower import Lowering, arguments_of, handles
+from .lowering import Lowering, arguments_of, handles
 
 __all__: list[str] = []
 
@@ -23,7 +23,7 @@ def _convolution(low: Lowering, node: fx.Node) -> Value:
     if len(low.shape(node)) != 4 or transposed or any(s != 1 for s in stride):
         raise low.error(node, "is strided, transposed or not two-dimensional, which is not planned")
     channels = low.shape(source)[1]
-    if value.layout != IMAGES(channels):
+    if value.layout != image_layout(channels):
         raise low.error(node, "convolves something else than (N, C, H, W)")
     out_channels, group_size, rows, columns = low.shape(weight)
     row_offsets = [dilation[0] * u - padding[0] for u in range(rows)]
@@ -49,7 +49,7 @@ def _convolution(low: Lowering, node: fx.Node) -> Value:
     box = Box(-row, height - row, -column, width - column)
     offsets = list(product(row_offsets, column_offsets))
     macs = rows * columns * group_size * out_channels
-    return _linear(low, node, value, offsets, weight, bias, matrices, box, macs, IMAGES(out_channels))
+    return _linear(low, node, value, offsets, weight, bias, matrices, box, macs, image_layout(out_channels))
 
 
 @handles(aten.mm.default)

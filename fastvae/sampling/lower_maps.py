@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from .axes import Layout, feature_sizes, is_feature
 from .graph import Constant, Value
-from .lower import Lowering, arguments_of, handles
+from .lowering import Lowering, arguments_of, handles
 
 __all__: list[str] = []
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from .axes import Dim, Layout, feature_sizes, is_feature, regroup, simplify
 from .graph import Box, Constant, Value
-from .lower import Lowering, arguments_of, handles
+from .lowering import Lowering, arguments_of, handles
 
 __all__: list[str] = []
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .axes import IMAGES
+from .axes import image_layout
 from .graph import Box, Linear, Operator, Pixels, Read, Value
-from .lower import Lowering
+from .lowering import Lowering
 from .trace import UnsupportedModelError, describe
 
 __all__ = ["Cells", "Plan", "make_plan"]
@@ -130,7 +130,7 @@ def make_plan(lowering: Lowering) -> Plan:
     """
     height, width = lowering.height, lowering.width
     output_value: Value = lowering.values[lowering.trace.output]
-    if output_value.layout != IMAGES(output_value.sample.shape[2]):
+    if output_value.layout != image_layout(output_value.sample.shape[2]):
         raise lowering.error(lowering.trace.output, "gives something else than (N, C * P, H, W)")
     output = Read(output_value, (-output_value.origin[0], -output_value.origin[1]))
     operators, reads, needed = _prune(lowering, output)

@@ -122,19 +122,21 @@ def trace_model(model: nn.Module, image: Tensor, condition: Tensor | None = None
 
     def run(state: dict[str, Tensor], *rest: Tensor) -> Any:
         with _holding(model, state):
-            return model(*rest)
+            result = model(*rest)
+        if not isinstance(result, Tensor):
+            raise UnsupportedModelError(
+                f"the model must return one tensor of parameters (N, C * P, H, W), got {type(result).__name__}; "
+                "wrap it in a module that returns that tensor"
+            )
+        return result
 
     with torch.no_grad(), backend("reference"), _restored(model), _named_modules(model), preserve_node_meta():
         module = _trace(run, state, rest)
     graph = module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    output = next(node for node in graph.nodes if node.op == "output").args[0]
-    output = output[0] if isinstance(output, list | tuple) and len(output) == 1 else output
-    if not isinstance(output, fx.Node):
-        raise UnsupportedModelError(
-            f"the model must return one tensor of parameters (N, C * P, H, W), got {len(output)} outputs; "
-            "wrap it in a module that returns the first"
-        )
+    (result,) = (node for node in graph.nodes if node.op == "output")
+    output = result.args[0]
+    output = output[0] if isinstance(output, list | tuple) else output  # there is one
     names = list(state)
     trace = Trace(
         graph=graph,
@@ -175,6 +177,11 @@ def _trace(run: Callable[..., Any], state: dict[str, Tensor], rest: list[Tensor]
     )
     try:
         return tracer(state, *rest)
+    except TypeError as error:
+        call = "model(x)" if len(rest) == 1 else "model(x, condition)"
+        raise TypeError(
+            f"{call} failed: {error}; a model with a condition needs condition_shape, one without must not get it"
+        ) from error
     except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
         raise UnsupportedModelError(
             "the model's forward looks at values of a tensor in Python (item(), bool(), an if on data), "

@@ -58,6 +58,18 @@ def test_images_to_decode_need_the_right_shape() -> None:
         sampler_of().decode(torch.zeros(2, 1, 4, 5))
 
 
+def test_a_missing_condition_shape_is_named() -> None:
+    with pytest.raises(TypeError, match=r"model\(x\) failed.*needs condition_shape"):
+        sampler_of(nn.Bilinear(5, 5, 5))
+    with pytest.raises(TypeError, match=r"model\(x, condition\) failed"):
+        sampler_of(condition_shape=(2,))
+
+
+def test_a_result_that_is_not_one_tensor_is_an_error() -> None:
+    with pytest.raises(UnsupportedModelError, match="must return one tensor of parameters.*got tuple"):
+        sampler_of(Custom(lambda h: h, lambda h: (h, h)))
+
+
 def test_a_result_of_the_wrong_size_is_an_error() -> None:
     with pytest.raises(ValueError, match="the model must give"):
         sampler_of(nn.Conv2d(1, 1, 2))
@@ -87,13 +99,14 @@ def test_dropout_in_training_mode_is_named() -> None:
 class Custom(nn.Module):
     """A causal layer, then one line that is to be refused."""
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, body: Any, end: Any = lambda h: h) -> None:
         super().__init__()
+        self.end = end
         self.body, self.first = body, MaskedWeight("A", 1, 4, 3, padding=1)
         self.last = nn.Conv2d(4, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.body(self.first(x)))
+        return self.end(self.last(self.body(self.first(x))))
 
 
 REFUSED = {
@@ -117,7 +130,7 @@ def test_what_cannot_be_planned_is_named_with_its_line(what: str) -> None:
     with pytest.raises(UnsupportedModelError, match=says) as error:
         sampler_of(Custom(body))
     assert "test_bad_input.py" in str(error.value)
-    assert "self.last(self.body(self.first(x)))" in str(error.value) or "an if on values" in str(error.value)
+    assert "self.end(self.last(self.body(self.first(x))))" in str(error.value) or "an if on values" in str(error.value)
 
 
 def test_naive_fallback_serves_what_cannot_be_planned() -> None:

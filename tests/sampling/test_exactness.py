@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fastvae import compile_sampler
+from fastvae.ops import uniform
 from tests.sampling.networks_in_the_wild import STYLES, Balanced, MaskedWeight, plain, randomized
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
@@ -64,6 +65,22 @@ def test_a_large_batch_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     parts = small(10, seed=5, verify=True)
     assert torch.equal(parts.samples, whole.samples)
     assert sorted(small._programs) == [2, 4]
+    assert parts.certificate.values == 360
+
+
+def test_noise_is_addressed_by_seed_image_pixel_and_channel() -> None:
+    model = randomized(plain(channels=2), gain=2.0)
+    sampler = compile_sampler(model, (2, 3, 5), "bernoulli")
+    ids, pixels = torch.tensor([7, 8, 9]), torch.arange(15)
+    noise = uniform(12, ids, pixels, 2, dtype=torch.float64).view(3, 3, 5, 2).permute(0, 3, 1, 2)
+    assert torch.equal(sampler(3, seed=12, first_id=7).samples, sampler(3, noise=noise).samples)
+
+
+def test_naive_sampling_can_stop_after_some_pixels() -> None:
+    sampler = compile_sampler(randomized(plain(), gain=2.0), (1, 4, 5), "bernoulli")
+    whole, part = sampler.naive(20).samples, sampler.naive(20, num_pixels=7).samples
+    assert torch.equal(part.flatten(1)[:, :7], whole.flatten(1)[:, :7])
+    assert not part.flatten(1)[:, 7:].any()
 
 
 def test_other_seeds_give_other_images_and_calls_leave_nothing_behind() -> None:
