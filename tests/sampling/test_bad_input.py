@@ -66,7 +66,7 @@ def test_a_missing_condition_shape_is_named() -> None:
 
 
 def test_a_result_that_is_not_one_tensor_is_an_error() -> None:
-    with pytest.raises(UnsupportedModelError, match="must return one tensor of parameters.*got tuple"):
+    with pytest.raises(UnsupportedModelError, match=r"must return one tensor of parameters.*got tuple"):
         sampler_of(Custom(lambda h: h, lambda h: (h, h)))
 
 
