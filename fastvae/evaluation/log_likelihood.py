@@ -146,17 +146,17 @@ class _Run:
 
     def plan(self, samples: range, max_bytes: int) -> Plan:
         """From one row and two rows of the real computation: the bytes of a row, the size of z, the kind of q."""
-        seen: dict[str, Any] = {}
+        index = self.ids.new_zeros(2)
+        q = self.proposal(self.x[index])
+        z, _ = draw(q, self.seed, self.ids[index], samples.start, 1, self.noise_dtype)
 
         def rows(count: int) -> None:
-            index = torch.zeros(count, dtype=torch.int64, device=self.x.device)
-            q = self.proposal(self.x[index])
-            z, _ = draw(q, self.seed, self.ids[index], samples.start, 1, self.noise_dtype)
-            _checked(self.log_joint(self.x[index], z), (1, count))
-            seen.update(size=z[0, 0].numel(), addressed=is_addressed(q))
+            x = self.x[index[:count]]
+            self.proposal(x)
+            _checked(self.log_joint(x, z[:, :count]), (1, count))
 
         row_bytes = bytes_per_row(rows)
-        return make_plan(self.x.shape[0], len(samples), row_bytes, seen["size"], max_bytes, seen["addressed"])
+        return make_plan(self.x.shape[0], len(samples), row_bytes, z[0, 0].numel(), max_bytes, is_addressed(q))
 
     def log_joint_chunks(self, x: Tensor, z: Tensor, plan: Plan) -> Tensor:
         """``x`` (n, ...), ``z`` (k, n, ...) -> log p(x, z) (k, n)."""

@@ -81,7 +81,7 @@ def test_a_proposal_without_its_batch_is_named() -> None:
         def log_prob(self, z: Tensor) -> Tensor:
             return self.inner.log_prob(z)  # (K, N, d)
 
-    with pytest.raises(ValueError, match=r"got \(1, 1, 3\) and \(1, 1, 3\).*torch.distributions.Independent"):
+    with pytest.raises(ValueError, match=r"got \(1, 2, 3\) and \(1, 2, 3\).*torch.distributions.Independent"):
         fastvae.log_likelihood(X, proposal=Sampler, log_joint=log_joint, num_samples=10)
 
 
