@@ -117,7 +117,8 @@ class Sampler:
     """Exact samples from a causal network; see :func:`compile_sampler`. Not to be shared between threads.
 
     Parameters and buffers are read at every call. A change of their zero pattern, shape, dtype or device, or of the
-    model's training mode or of autocast, is noticed and planned again.
+    model's training mode or of autocast, is noticed and planned again. Python attributes of the model and tensors that
+    are neither parameter nor buffer are part of the plan: compile again after replacing one.
 
     Attributes:
         reason: why planning failed, if it did and ``fallback="naive"`` was asked for.

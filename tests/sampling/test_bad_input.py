@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from networks_in_the_wild import BatchNormed, MaskedWeight, plain, randomized
 from torch import Tensor, nn
 
 from fastvae import compile_sampler
 from fastvae.sampling import UnsupportedModelError
-from tests.sampling.networks_in_the_wild import BatchNormed, MaskedWeight, plain, randomized
 
 
 def sampler_of(model: nn.Module | None = None, **options: Any):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks_in_the_wild import Balanced, plain, randomized
 from torch import nn
 
 from fastvae import compile_sampler
@@ -11,7 +12,6 @@ from fastvae.sampling import CertificateError, Sampler
 from fastvae.sampling import plan as planning
 from fastvae.sampling import run as running
 from fastvae.sampling.graph import Linear
-from tests.sampling.networks_in_the_wild import Balanced, plain, randomized
 
 
 def sharp() -> nn.Module:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks_in_the_wild import MaskedWeight, randomized
 from torch import Tensor, nn
 
 from fastvae import compile_sampler
 from fastvae.models import PixelCNN, PixelVAE
-from tests.sampling.networks_in_the_wild import MaskedWeight, randomized
 
 
 class ByVector(nn.Module):

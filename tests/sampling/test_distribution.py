@@ -4,11 +4,11 @@ from itertools import product
 
 import pytest
 import torch
+from networks_in_the_wild import MaskedWeight, randomized
 from scipy import stats
 from torch import nn
 
 from fastvae import compile_sampler
-from tests.sampling.networks_in_the_wild import MaskedWeight, randomized
 
 NUM_SAMPLES = 100_000
 

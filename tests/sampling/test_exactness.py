@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from networks_in_the_wild import STYLES, Balanced, MaskedWeight, plain, randomized
 from torch import nn
 
 from fastvae import compile_sampler
 from fastvae.ops import uniform
-from tests.sampling.networks_in_the_wild import STYLES, Balanced, MaskedWeight, plain, randomized
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 

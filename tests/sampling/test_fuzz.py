@@ -3,10 +3,10 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks_in_the_wild import MaskedWeight, randomized
 from torch import nn
 
 from fastvae import compile_sampler
-from tests.sampling.networks_in_the_wild import MaskedWeight, randomized
 
 
 @st.composite

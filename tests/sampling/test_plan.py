@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks_in_the_wild import STYLES, Gated, MaskedWeight, plain, randomized
 from torch import Tensor, nn
 
 from fastvae import compile_sampler
 from fastvae.sampling import UnsupportedModelError
-from tests.sampling.networks_in_the_wild import STYLES, Gated, MaskedWeight, plain, randomized
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 

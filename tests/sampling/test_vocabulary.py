@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from networks_in_the_wild import MaskedWeight, randomized
 from torch import Tensor, nn
 
 from fastvae import compile_sampler
-from tests.sampling.networks_in_the_wild import MaskedWeight, randomized
 
 VOCABULARY = {
     "activations": lambda h: F.relu(h) + F.elu(h) + h.tanh() * h.sigmoid() + F.silu(h) - F.gelu(h) + F.mish(h),
