@@ -25,7 +25,7 @@ class Plan:
 
 def default_max_bytes(device: torch.device) -> int:
     """CPU: what stays in a core's cache (more is slower, not faster). CUDA: enough work for the whole device."""
-    return 2**28 if device.type == "cuda" else 3 * 2**19
+    return 2**28 if device.type == "cuda" else 2**21
 
 
 def make_plan(
