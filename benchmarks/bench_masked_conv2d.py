@@ -152,6 +152,7 @@ def cases() -> list[Any]:
         for which in PASSES
         for kernel_size in KERNEL_SIZES
         for channels in CHANNELS
+        if dtype != "float32" or DEVICE == "cpu" or kernel_size == 3  # three tf32 products: one case tells enough
         for name in NAMES
     ]
 

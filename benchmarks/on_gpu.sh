@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.."
 mkdir -p "$out"
 python=${PYTHON:-python3}
 export PYTHONPATH=.:kernels MPLBACKEND=Agg
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$out/triton-cache}
 log=$out/log.txt
 : >"$log"
 failed=0
@@ -42,7 +41,7 @@ if [[ ${FASTVAE_BENCH:-} != tiny ]] && ! "$python" -c "import torch, sys; sys.ex
   echo "no CUDA device: nothing to measure (FASTVAE_BENCH=tiny rehearses this script on a CPU)" | tee -a "$log"
   exit 1
 fi
-part tests 200 "$python" -m pytest tests/gpu -m gpu -q -p no:cacheprovider -o addopts="--import-mode=importlib -ra"
+part tests 160 "$python" -m pytest tests/gpu -m gpu -q -p no:cacheprovider -o addopts="--import-mode=importlib -ra"
 results=()
 for suite in benchmarks/bench_*.py; do
   name=$(basename "$suite" .py)
