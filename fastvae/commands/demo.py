@@ -146,8 +146,7 @@ def draw_pictures(systems: list[System], args: argparse.Namespace) -> dict[str, 
     """Samples of every model, certified for the PixelVAE, and reconstructions side by side."""
     data = systems[0].problem.data
     top = data.num_levels - 1
-    pixelvae = systems[-1].model
-    sampler = fastvae.compile_sampler(pixelvae, condition_shape=(pixelvae.latent_size,))
+    sampler = fastvae.compile_sampler(systems[-1].model)
     print(sampler.plan, flush=True)
     rows = {"data": data.test[:12] / top}
     certificate = ""

@@ -64,7 +64,7 @@ def per_image_loop(model: LatentVariableModel, x: Tensor, num_samples: int, chun
 
 def sampling(model: VAE | PixelVAE, seed: int) -> dict[str, Any]:
     """Sixteen images against one full pass of the network for every pixel; the same images from the same noise."""
-    sampler = fastvae.compile_sampler(model, condition_shape=(model.latent_size,))
+    sampler = fastvae.compile_sampler(model)
     torch.manual_seed(seed)
     z = model.prior().sample((16,))
 

@@ -77,6 +77,8 @@ class PixelCNN(nn.Module):
             "kernel_size": kernel_size,
             "condition_channels": condition_channels,
         }
+        maps = (condition_channels, *self.event_shape[1:])
+        self.condition_shape = maps if condition_channels else None  # of one image, for the sampler
         values = self.event_shape[0]
         padding = first_kernel_size // 2
         self.first = MaskedConv2d(values, channels, first_kernel_size, padding=padding, mask="A")

@@ -82,8 +82,13 @@ class PixelVAE(LatentVariableModel):
             PixelDecoder(maps, pixelcnn),
             prior=latent_size,
         )
-        self.event_shape, self.family, self.latent_size = shape, family, latent_size
+        self.event_shape, self.latent_size, self.condition_shape = shape, latent_size, (latent_size,)
         self.hidden_sizes, self.activation = tuple(hidden_sizes), activation
+
+    @property
+    def family(self) -> Likelihood:
+        """The family of the likelihood."""
+        return self.decoder.pixelcnn.family
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Teacher-forced parameters: ``x`` (N, C, H, W), ``z`` (N, d) -> (N, C * num_params, H, W)."""

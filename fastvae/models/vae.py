@@ -70,8 +70,13 @@ class VAE(LatentVariableModel):
             ImageDecoder(decoder, family, shape),
             prior=latent_size,
         )
-        self.event_shape, self.family, self.latent_size = shape, family, latent_size
+        self.event_shape, self.latent_size = shape, latent_size
         self.hidden_sizes, self.activation = tuple(hidden_sizes), activation
+
+    @property
+    def family(self) -> Likelihood:
+        """The family of the likelihood."""
+        return self.decoder.family
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON."""

@@ -3,19 +3,29 @@
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["HAS_TRITON", "Backend", "backend", "choose", "must_use_definition"]
+__all__ = ["HAS_TRITON", "Backend", "backend", "choose", "constant_when_compiled", "must_use_definition"]
 
 Backend = Literal["auto", "triton", "torch", "reference"]
+Function = TypeVar("Function", bound=Callable)
 _forced: ContextVar[Backend | None] = ContextVar("fastvae_backend", default=None)
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked without importing it
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """Mark what a compiler cannot trace: a compiled function keeps the result it was traced with.
+
+    This is ``torch.compiler.assume_constant_result``, which would import the compiler, a second, with the library.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @contextmanager
@@ -78,7 +88,7 @@ def _why_not_triton(tensors: tuple[Tensor, ...]) -> str | None:
 
 
 # what a compiler cannot trace is constant to it: a compiled function keeps the backend that it was traced under
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _requested() -> Backend:
     name = _forced.get() or os.environ.get("FASTVAE_BACKEND", "auto")
     if name not in get_args(Backend):
@@ -86,12 +96,12 @@ def _requested() -> Backend:
     return name  # type: ignore[return-value]
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and _forced.get() == "triton"
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _warn(reason: str) -> None:
     # Python shows it once for each calling line
     warnings.warn(f"fastvae runs on its torch path, which is slower here: {reason}", stacklevel=4)

@@ -10,7 +10,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from fastvae import reference
 from fastvae.reference.masked_conv2d import Mask, count_live_taps
 
-from ._dispatch import HAS_TRITON, choose, must_use_definition
+from ._dispatch import HAS_TRITON, choose, constant_when_compiled, must_use_definition
 
 __all__ = ["Mask", "masked_conv2d"]
 
@@ -103,7 +103,7 @@ def _kernels_are_faster(x: Tensor, weight: Tensor) -> bool:
     return _table_prefers_kernels(x.device, x.dtype, weight.shape[1], weight.shape[0])
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _table_prefers_kernels(device: torch.device, dtype: torch.dtype, in_channels: int, out_channels: int) -> bool:
     from fastvae_kernels.masked_conv2d_config import is_fastest
 

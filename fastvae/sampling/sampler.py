@@ -66,7 +66,8 @@ def compile_sampler(
             and log-scale), an object with one of these as its ``name``, or a callable g(u, params) with u (..., C) and
             params (..., C, P) that gives values (..., C) and is monotone in u. By default ``model.likelihood`` or
             ``model.family`` if that has a name.
-        condition_shape: the shape of the condition of one image, (d,) or (C, H, W); None for none.
+        condition_shape: the shape of the condition of one image, (d,) or (C, H, W); by default
+            ``model.condition_shape``, None for none.
         example_condition: instead, a condition for some images, (N, ...).
         fallback: "naive" to sample with one full pass per pixel where planning fails.
 
@@ -110,6 +111,8 @@ def compile_sampler(
             raise ValueError("likelihood is missing: pass 'bernoulli', 'categorical', 'gaussian' or g(u, params)")
     if example_condition is not None:
         condition_shape = example_condition.shape[1:]
+    elif condition_shape is None:
+        condition_shape = getattr(model, "condition_shape", None)
     return Sampler(model, shape, likelihood, None if condition_shape is None else tuple(condition_shape), fallback)
 
 
