@@ -32,7 +32,8 @@ def constant_when_compiled(function: Function) -> Function:
 def backend(name: Backend) -> Iterator[None]:
     """Force an implementation inside a ``with`` block.
 
-    The environment variable FASTVAE_BACKEND does the same for a whole process; the block wins.
+    The environment variable FASTVAE_BACKEND does the same for a whole process; the block wins. A function compiled
+    by torch.compile keeps the implementation that it was traced under.
 
     Args:
         name: ``"triton"`` for our kernels (CUDA tensors), ``"torch"`` for the fast PyTorch path, ``"reference"`` for
