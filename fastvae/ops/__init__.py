@@ -2,17 +2,24 @@
 
 from ._dispatch import backend
 from .bernoulli_log_prob import bernoulli_log_prob
+from .locally_masked_conv2d import locally_masked_conv2d
 from .log_weights import empty_log_weights, merge_log_weights, update_log_weights
 from .masked_conv2d import masked_conv2d
+from .orders import generation_order, orientations
 from .random import normal, uniform
+from .tap_bits import tap_bits
 
 __all__ = [
     "backend",
     "bernoulli_log_prob",
     "empty_log_weights",
+    "generation_order",
+    "locally_masked_conv2d",
     "masked_conv2d",
     "merge_log_weights",
     "normal",
+    "orientations",
+    "tap_bits",
     "uniform",
     "update_log_weights",
 ]

@@ -1,0 +1,182 @@
+"""Locally masked convolution in PyTorch: pixels that may see the same taps are gathered and multiplied together.
+
+Three ways, in this order of preference. If one set of taps serves all pixels, it is an ordinary convolution with a
+smaller kernel. Else pixels are sorted by what they may see and cut into blocks: one index_select gathers the rows that
+a block needs, one matrix product does the rest, and taps that nobody in the block may see cost nothing. With few
+channels, whose rows are too short to gather, and on CUDA, which must not wait for a plan, images are unfolded a few at
+a time. No buffer grows with the batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvae.reference.locally_masked_conv2d import unpack_tap_bits
+
+from .locally_masked_plan import Block, plan_blocks, static_taps
+
+__all__ = ["forward", "grad_weight", "layout"]
+
+_FEWEST_CHANNELS = 12  # of a row that is worth gathering
+_CHUNK_BYTES = 4 << 20  # of the images that are computed together: they and what is gathered stay in the caches
+_COLUMN_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}  # of images that are unfolded together
+_FEWEST_ROWS = 64  # of a product for oneDNN
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
+    """(N, C_in, H, W), (C_out, C_in, k, k), (C_out,) or None, (H, W) or (N, H, W) -> (N, C_out, H, W), as ``x`` lies."""
+    size = weight.shape[-1]
+    taps = None if x.is_cuda else static_taps(mask, size, dilation)
+    if taps is not None:
+        return _static(x, weight, bias, taps, dilation).contiguous(memory_format=layout(x))
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
+    if _can_gather(x):
+        packed = weight.flatten(2).transpose(1, 2).contiguous()  # (C_out, k * k, C_in)
+        for part, chunk in _chunks(x, mask, weight.shape, dilation):
+            out = y[part]
+            done = [_linear(chunk.gather(b), packed[:, b.taps].flatten(1), bias) for b in chunk.blocks]
+            rows = torch.cat(done).index_select(0, chunk.places())  # (n * H * W, C_out)
+            out.permute(0, 2, 3, 1).copy_(rows.view(out.shape[0], *out.shape[2:], out.shape[1]))
+        return y
+    for part, columns in _unfolded(x, mask, size, dilation):
+        product = weight.flatten(1) @ columns  # (n, C_out, H * W)
+        y[part] = (product if bias is None else product + bias[:, None]).unflatten(2, shape[2:])
+    return y
+
+
+def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilation: int) -> Tensor:
+    """(N, C_in, H, W), (N, C_out, H, W) -> (C_out, C_in, k, k)."""
+    shape = torch.Size((grad_y.shape[1], x.shape[1], kernel_size, kernel_size))
+    taps = None if x.is_cuda else static_taps(mask, kernel_size, dilation)
+    if taps is not None:
+        return _static_grad_weight(x, grad_y, taps, shape, dilation)
+    # many products are summed in float32 at least: in a half each term would lose what it has
+    total = x.new_zeros(shape, dtype=torch.promote_types(x.dtype, torch.float32)).flatten(2)  # (C_out, C_in, k * k)
+    if _can_gather(x):
+        for part, chunk in _chunks(x, mask, shape, dilation):
+            grads = grad_y[part].permute(0, 2, 3, 1).reshape(-1, shape[0])  # (n * H * W, C_out)
+            for block in chunk.blocks:
+                some = grads.index_select(0, chunk.pixels(block))  # (rows, C_out)
+                product = _linear(some.t(), chunk.gather(block).t(), None)  # (C_out, T * C_in)
+                total[..., block.taps] += product.view(shape[0], -1, shape[1]).transpose(1, 2)
+    else:
+        for part, columns in _unfolded(x, mask, kernel_size, dilation):
+            product = grad_y[part].flatten(2) @ columns.transpose(1, 2)  # (n, C_out, C_in * k * k)
+            total += product.sum(0, dtype=total.dtype).view(total.shape)
+    return total.view(shape).to(x.dtype)
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """What the result is to have: channels_last where ``x`` has it."""
+    is_channels_last = x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    return torch.channels_last if is_channels_last else torch.contiguous_format
+
+
+def _can_gather(x: Tensor) -> bool:
+    return not x.is_cuda and x.shape[1] >= _FEWEST_CHANNELS
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some images as rows of channels, and the blocks of their pixels."""
+
+    rows: Tensor  # (n * (H * W + 1), C): after each image a row of zeros
+    blocks: list[Block]
+    copies: int  # images for which the pixels of the blocks count
+    image: int  # H * W
+
+    def gather(self, block: Block) -> Tensor:
+        """(copies * R, T * C), what the pixels of a block may see."""
+        first = torch.arange(self.copies)[:, None, None] * (self.image + 1)
+        return self.rows.index_select(0, (block.sources + first).flatten()).view(
+            self.copies * len(block.pixels), len(block.taps) * self.rows.shape[1]
+        )
+
+    def pixels(self, block: Block) -> Tensor:
+        """(copies * R,), the pixels of a block in all images."""
+        return (block.pixels + torch.arange(self.copies)[:, None] * self.image).flatten()
+
+    def places(self) -> Tensor:
+        """Where each pixel is among the rows of all blocks."""
+        pixels = torch.cat([self.pixels(block) for block in self.blocks])
+        return torch.empty_like(pixels).scatter_(0, pixels, torch.arange(len(pixels)))
+
+
+def _chunks(x: Tensor, mask: Tensor, shape: torch.Size, dilation: int) -> Iterator[tuple[slice, _Chunk]]:
+    """As many images at a time as the caches hold; ``shape`` is that of the weight. The memory is used again."""
+    batch, channels, height, width = x.shape
+    image = height * width
+    step = min(batch, max(1, _CHUNK_BYTES // (channels * image * x.element_size())))
+    memory = x.new_zeros(step, image + 1, channels)
+    for first in range(0, batch, step):
+        images = x[first : first + step]
+        count = len(images)
+        memory[:count, :image] = images.flatten(2).transpose(1, 2)
+        masks, copies = (mask, count) if mask.ndim == 2 else (mask[first : first + step], 1)
+        blocks = plan_blocks(masks, shape[-1], dilation, copies, shape[1], shape[0])
+        yield slice(first, first + count), _Chunk(memory[:count].flatten(0, 1), blocks, copies, image)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``, through oneDNN where that is faster: MKL leaves AVX-512 unused on processors of other makers."""
+    if x.dtype == torch.float32 and len(x) >= _FEWEST_ROWS and weight.numel() and _has_onednn():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def _has_onednn() -> bool:
+    # the operator is internal to torch: without it, or without AVX-512, torch's own path is what there is
+    return (
+        bool(torch.backends.mkldnn.enabled)
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _unfolded(x: Tensor, mask: Tensor, kernel_size: int, dilation: int) -> Iterator[tuple[slice, Tensor]]:
+    """A few images at a time as columns (n, C * k * k, H * W), zero where a pixel may not see."""
+    batch, channels = x.shape[:2]
+    columns_of_one = x[0].numel() * kernel_size**2 * x.element_size()
+    step = max(1, _COLUMN_BYTES[x.device.type] // columns_of_one)
+    dead = ~unpack_tap_bits(mask, kernel_size).flatten(-2).unsqueeze(-3)  # (1, k * k, H * W) or (N, 1, k * k, H * W)
+    for first in range(0, batch, step):
+        part = slice(first, min(first + step, batch))
+        columns = F.unfold(x[part], kernel_size, padding=kernel_size // 2 * dilation, dilation=dilation)
+        by_channel = columns.unflatten(1, (channels, kernel_size**2))
+        by_channel.masked_fill_(dead if dead.ndim == 3 else dead[part], 0)
+        yield part, columns
+
+
+def _static(x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor, dilation: int) -> Tensor:
+    """An ordinary convolution with the smallest kernel that has all ``taps``."""
+    rows, cols, padding, extra = _cropped(taps, dilation)
+    small = (weight * taps.view(weight.shape[2:]))[:, :, rows, cols]
+    return F.conv2d(F.pad(x, extra) if any(extra) else x, small, bias, padding=padding, dilation=dilation)
+
+
+def _static_grad_weight(x: Tensor, grad_y: Tensor, taps: Tensor, shape: torch.Size, dilation: int) -> Tensor:
+    rows, cols, padding, extra = _cropped(taps, dilation)
+    result = x.new_zeros(shape)
+    part = result[:, :, rows, cols]
+    wide = F.pad(x, extra) if any(extra) else x
+    part += torch.nn.grad.conv2d_weight(wide, list(part.shape), grad_y, padding=padding, dilation=dilation)
+    return result * taps.view(shape[2:])
+
+
+def _cropped(taps: Tensor, dilation: int) -> tuple[slice, slice, tuple[int, int], tuple[int, int, int, int]]:
+    """Rows and columns that hold all taps; the padding on both sides, and what F.pad has to add to some."""
+    size = round(len(taps) ** 0.5)
+    sides, slices = [], []
+    for used in (taps.view(size, size).any(1), taps.view(size, size).any(0)):
+        where = used.nonzero().flatten().tolist() or [size // 2]  # no tap at all: one, multiplied by zero
+        first, last = where[0], where[-1]
+        slices.append(slice(first, last + 1))
+        sides.append((dilation * (size // 2 - first), dilation * (last - size // 2)))
+    (top, bottom), (left, right) = sides
+    both = max(0, min(top, bottom)), max(0, min(left, right))
+    return *slices, both, (left - both[1], right - both[1], top - both[0], bottom - both[0])

@@ -1,0 +1,213 @@
+"""``locally_masked_conv2d``: convolution for autoregressive models in any generation order."""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvae import reference
+
+from . import locally_masked_blocks as blocks
+from ._dispatch import choose, must_use_definition
+from .locally_masked_plan import mirrored
+from .tap_bits import LARGEST_KERNEL, mirror_tap_bits
+
+__all__ = ["locally_masked_conv2d"]
+
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_FEWEST_COLUMNS = 1 << 16  # elements of the unfolded input below which the definition is the fastest on the CPU
+
+
+def locally_masked_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, mask: Tensor, dilation: int = 1
+) -> Tensor:
+    """Convolution in which every output pixel has its own set of taps, given as the bits of one integer.
+
+    Equal to ``weight.flatten(1) @ (F.unfold(x, k, padding=k // 2 * dilation, dilation=dilation) * live)`` plus the
+    bias, where ``live`` (C_in * k * k, H * W) has the bits of ``mask``, repeated for each channel; but nothing of the
+    size of the unfolded input is ever stored, not for the backward pass either. One set of weights serves any order
+    in which pixels are generated: make masks with :func:`fastvae.ops.tap_bits`.
+    Jain, Abbeel, Pathak: "Locally masked convolution for autoregressive models" (2020), section 3.
+
+    Args:
+        x: (N, C_in, H, W) or (C_in, H, W), floating point; N may be 0. A channels_last layout is preserved.
+        weight: (C_out, C_in, k, k) with k odd and at most 7.
+        bias: (C_out,) or None.
+        mask: (H, W) int64 for all images or (N, H, W), one for each; bit ``u * k + v`` lets the pixel see tap (u, v).
+            Further bits, and taps outside the image, have no effect.
+        dilation: the distance between taps in pixels.
+
+    Returns:
+        (N, C_out, H, W) or (C_out, H, W) in the dtype of ``x`` (under autocast, in the autocast dtype).
+
+    Raises:
+        TypeError: if x, weight or bias is no floating point tensor, their dtypes differ, or ``mask`` is not int64.
+        ValueError: if shapes do not fit, the kernel is even, not square or too large, devices differ, or ``dilation``
+            is no positive integer.
+
+    Example:
+        >>> from fastvae.ops import generation_order, tap_bits
+        >>> order = generation_order("s_curve", (2, 3))
+        >>> mask = tap_bits(order, (2, 3), 3, mask="A")
+        >>> locally_masked_conv2d(torch.ones(1, 1, 2, 3), torch.ones(1, 1, 3, 3), mask=mask)[0, 0]
+        tensor([[0., 1., 1.],
+                [3., 4., 2.]])
+    """
+    _check(x, weight, bias, mask, dilation)
+    if x.ndim == 3:
+        return locally_masked_conv2d(x[None], weight, bias, mask=mask, dilation=dilation)[0]
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    unsupported = None if x.dtype in _KERNEL_DTYPES else f"the kernels serve {_KERNEL_DTYPES}, got {x.dtype}"
+    backend = choose(x, weight, mask, unsupported=unsupported)
+    is_small = not x.is_cuda and x.numel() * weight.shape[-1] ** 2 < _FEWEST_COLUMNS
+    if must_use_definition(x, weight) or (backend == "torch" and is_small):
+        return reference.locally_masked_conv2d(x, weight, bias, mask, dilation)
+    return _forward(x, weight, bias, mask, dilation, backend == "triton")
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> None:
+    tensors = {"x": x, "weight": weight, "mask": mask} | ({} if bias is None else {"bias": bias})
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
+        if name == "mask":
+            continue
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"{name} must be floating point, got {tensor.dtype}; convert it, for example {name}.float()"
+            )
+        if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}; convert one of them")
+    if mask.dtype != torch.int64:
+        raise TypeError(f"mask must be int64, the bits of taps as fastvae.ops.tap_bits makes them, got {mask.dtype}")
+    if x.ndim not in (3, 4):
+        raise ValueError(f"x must be (N, C, H, W) or (C, H, W), got shape {tuple(x.shape)}")
+    if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"weight must be (C_out, C_in, k, k), got shape {tuple(weight.shape)}")
+    if weight.shape[-1] % 2 == 0 or weight.shape[-1] > LARGEST_KERNEL:
+        raise ValueError(f"weight must have an odd kernel size of at most {LARGEST_KERNEL}, got {weight.shape[-1]}")
+    if x.shape[-3] != weight.shape[1]:
+        raise ValueError(f"x must have the {weight.shape[1]} channels of weight, got shape {tuple(x.shape)}")
+    if 0 in x.shape[-3:] or 0 in weight.shape:
+        raise ValueError(f"only the batch may be empty, got x {tuple(x.shape)} and weight {tuple(weight.shape)}")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    shared, own = tuple(x.shape[-2:]), (1 if x.ndim == 3 else x.shape[0], *x.shape[-2:])
+    if tuple(mask.shape) not in (shared, own):
+        raise ValueError(f"mask must have shape {shared}, or {own} with one for each image, got {tuple(mask.shape)}")
+    if not isinstance(dilation, int) or isinstance(dilation, bool) or dilation < 1:
+        raise ValueError(f"dilation must be a positive integer, got {dilation!r}")
+
+
+# The three operators below are closed under differentiation: each is linear in both of its floating point tensors, and
+# the derivative of one is another. The input gradient is itself a locally masked convolution, of mirrored taps.
+# ``use_kernels`` is fixed where the public function is called: a backward pass runs what its forward pass ran.
+
+
+def _runs_kernels(x: Tensor, use_kernels: bool) -> bool:
+    # a graph traced for CUDA means the same on a CPU without the interpreter
+    return use_kernels and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
+    if not x.numel():
+        shape = (0, weight.shape[0], *x.shape[2:])
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=blocks.layout(x))
+    if not _runs_kernels(x, use_kernels):
+        return blocks.forward(x, weight, bias, mask, dilation)
+    from fastvae_kernels import locally_masked_conv2d as kernels
+
+    return kernels.forward(x, weight, bias, mask, dilation).contiguous(memory_format=blocks.layout(x))
+
+
+@torch.library.custom_op("fastvae::locally_masked_conv2d", mutates_args=())
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, use_kernels: bool
+) -> Tensor:
+    return _convolve(x, weight, bias, mask, dilation, use_kernels)
+
+
+@_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=blocks.layout(x))
+
+
+@torch.library.custom_op("fastvae::locally_masked_conv2d_grad_input", mutates_args=())
+def _grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
+    size = weight.shape[-1]
+    seen_by = mirror_tap_bits(mask, size, dilation) if mask.is_cuda else mirrored(mask, size, dilation)
+    return _convolve(grad_y, weight.transpose(0, 1).flip(2, 3), None, seen_by, dilation, use_kernels)
+
+
+@_grad_input.register_fake
+def _(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
+    shape = (grad_y.shape[0], weight.shape[1], grad_y.shape[2], grad_y.shape[3])
+    return torch.empty(shape, dtype=grad_y.dtype, device=grad_y.device, memory_format=blocks.layout(grad_y))
+
+
+@torch.library.custom_op("fastvae::locally_masked_conv2d_grad_weight", mutates_args=())
+def _grad_weight(
+    x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilation: int, use_kernels: bool
+) -> Tensor:
+    if not x.numel():
+        return x.new_zeros(grad_y.shape[1], x.shape[1], kernel_size, kernel_size)
+    if not _runs_kernels(x, use_kernels):
+        return blocks.grad_weight(x, grad_y, kernel_size, mask, dilation)
+    from fastvae_kernels import locally_masked_conv2d as kernels
+
+    return kernels.grad_weight(x, grad_y, kernel_size, mask, dilation)
+
+
+@_grad_weight.register_fake
+def _(x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
+    return x.new_empty(grad_y.shape[1], x.shape[1], kernel_size, kernel_size)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, mask, *ctx.options = inputs
+    ctx.save_for_backward(x, weight, mask)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, mask = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    grad_x = _grad_input(grad_y, weight, mask, *ctx.options) if needs_x else None
+    grad_weight = _grad_weight(x, grad_y, weight.shape[-1], mask, *ctx.options) if needs_weight else None
+    return grad_x, grad_weight, grad_y.sum((0, 2, 3)) if needs_bias else None, None, None, None
+
+
+def _save_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad_y, weight, mask, *ctx.options = inputs
+    ctx.save_for_backward(grad_y, weight, mask)
+
+
+def _grad_input_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    grad_y, weight, mask = ctx.saved_tensors
+    needs_y, needs_weight, *_ = ctx.needs_input_grad
+    grad_grad_y = _forward(grad_out, weight, None, mask, *ctx.options) if needs_y else None
+    grad_weight = _grad_weight(grad_out, grad_y, weight.shape[-1], mask, *ctx.options) if needs_weight else None
+    return grad_grad_y, grad_weight, None, None, None
+
+
+def _save_grad_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, grad_y, _, mask, *ctx.options = inputs
+    ctx.save_for_backward(x, grad_y, mask)
+
+
+def _grad_weight_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    x, grad_y, mask = ctx.saved_tensors
+    needs_x, needs_y, *_ = ctx.needs_input_grad
+    grad_x = _grad_input(grad_y, grad_out, mask, *ctx.options) if needs_x else None
+    grad_grad_y = _forward(x, grad_out, None, mask, *ctx.options) if needs_y else None
+    return grad_x, grad_grad_y, None, None, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_save_forward)
+_grad_input.register_autograd(_grad_input_backward, setup_context=_save_grad_input)
+_grad_weight.register_autograd(_grad_weight_backward, setup_context=_save_grad_weight)

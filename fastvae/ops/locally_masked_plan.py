@@ -1,0 +1,117 @@
+"""How to compute a locally masked convolution on the CPU: which pixels together, and which taps they need."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastvae.reference.locally_masked_conv2d import unpack_tap_bits
+
+from .tap_bits import mirror_tap_bits, neighbours, pack_tap_bits
+
+__all__ = ["Block", "mirrored", "plan_blocks", "static_taps"]
+
+_FEWEST_PRODUCTS = 1 << 20  # a block is as large as to save this many for each tap that it does not need
+_FEWEST_ROWS = 256
+_MOST_ELEMENTS = 1 << 19  # of what one block gathers: 2 MiB in float32
+
+
+@dataclass(frozen=True)
+class Block:
+    """Pixels that one matrix product computes.
+
+    An image has H * W rows and one more of zeros, to which the taps point that some pixels of the block may not see.
+    With a mask for each image, the pixels are those of all images, one after the other.
+    """
+
+    taps: Tensor  # (T,) int64, ascending: those that any of the pixels may see
+    sources: Tensor  # (R, T) int64 rows of the extended images
+    pixels: Tensor  # (R,) int64
+
+
+def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Remember what depends on a shared mask alone, by the bits in it: a changed mask can never find an old plan."""
+
+    @lru_cache(maxsize=64)
+    def by_content(content: bytes, height: int, *arguments: int) -> Any:
+        mask = torch.frombuffer(bytearray(content), dtype=torch.int64).view(height, -1)
+        return function(mask, *arguments)
+
+    @wraps(function)
+    def call(mask: Tensor, *arguments: int) -> Any:
+        if mask.ndim == 3:  # one for each image: seldom the same again
+            return function(mask, *arguments)
+        return by_content(mask.numpy().tobytes(), mask.shape[0], *arguments)
+
+    return call
+
+
+@_cached
+def mirrored(mask: Tensor, kernel_size: int, dilation: int) -> Tensor:
+    """``mirror_tap_bits``, remembered."""
+    return mirror_tap_bits(mask, kernel_size, dilation)
+
+
+@_cached
+def static_taps(mask: Tensor, kernel_size: int, dilation: int) -> Tensor | None:
+    """(k * k,) bool if every pixel may see the same taps (as far as they are inside the image), else None."""
+    live, inside = _live_and_inside(mask, kernel_size, dilation)
+    taps = live.flatten(0, 1).any(0)
+    return taps if bool((live == (inside & taps)).all()) else None
+
+
+@_cached
+def plan_blocks(
+    mask: Tensor, kernel_size: int, dilation: int, copies: int, in_channels: int, out_channels: int
+) -> list[Block]:
+    """Blocks that have every pixel once, pixels with the same taps in the same block where that is worth its cost.
+
+    ``mask`` is (H, W) for ``copies`` images, or (N, H, W) for one copy.
+    """
+    height, width = mask.shape[-2:]
+    live, _ = _live_and_inside(mask, kernel_size, dilation)
+    image = torch.arange(live.shape[0])[:, None, None] * (height * width + 1)
+    there = neighbours(height, width, kernel_size, dilation)
+    sources = (torch.where(live, there, height * width) + image).flatten(0, 1)  # (P, k * k)
+    live = live.flatten(0, 1)
+    bits, pixels = pack_tap_bits(live).sort(stable=True)
+    live, sources = live[pixels], sources[pixels]
+    ends = bits.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+    least = max(_FEWEST_ROWS, _FEWEST_PRODUCTS // (in_channels * out_channels)) / copies
+    blocks = []
+    for first, last in _segments(ends, least):
+        taps = live[first:last].any(0).nonzero().flatten()
+        most = max(1, _MOST_ELEMENTS // (max(1, len(taps)) * in_channels * copies))
+        pieces = math.ceil((last - first) / most)
+        cuts = [first + (last - first) * piece // pieces for piece in range(pieces + 1)]
+        for start, stop in pairwise(cuts):
+            blocks.append(Block(taps, sources[start:stop, taps], pixels[start:stop]))
+    return blocks
+
+
+def _live_and_inside(mask: Tensor, kernel_size: int, dilation: int) -> tuple[Tensor, Tensor]:
+    """(G, H * W, k * k) what may be seen, for each of G masks; (H * W, k * k) what is inside the image."""
+    height, width = mask.shape[-2:]
+    inside = neighbours(height, width, kernel_size, dilation) < height * width
+    bits = unpack_tap_bits(mask.reshape(-1, height, width), kernel_size)  # (G, k * k, H, W)
+    return bits.flatten(2).transpose(1, 2) & inside, inside
+
+
+def _segments(ends: list[int], least: float) -> Iterator[tuple[int, int]]:
+    """Runs of equal pixels, given by their ends: a long one stays alone, short ones join until they are long enough."""
+    start = previous = 0
+    for end in ends:
+        if end - previous >= least and previous > start:
+            yield start, previous
+            start = previous
+        if end - start >= least:
+            yield start, end
+            start = end
+        previous = end
+    if previous > start:
+        yield start, previous
