@@ -63,7 +63,7 @@ def log_likelihood(
             in parts gives the figures of one call if each part brings its numbers.
         first_sample: the number of the first sample: evaluate 0..M1 now and M1..M later, and ``merge`` the results.
         max_bytes: the largest tensor of one chunk may grow to about this size; the whole takes a few times that. By
-            default 2 MiB on the CPU, where larger chunks are slower, and 256 MiB on CUDA.
+            default 4 MiB on the CPU, where larger chunks leave the cache, and 256 MiB on CUDA.
         progress: show a progress bar; by default only on a terminal.
         on_bad: log-weights that are nan or +inf (errors of the model, never dropped) ``"raise"``, or ``"count"``:
             their datapoints become nan and ``result.weights.num_bad`` tells how many there were.

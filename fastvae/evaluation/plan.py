@@ -24,8 +24,8 @@ class Plan:
 
 
 def default_max_bytes(device: torch.device) -> int:
-    """CPU: what stays in a core's cache (more is slower, not faster). CUDA: enough work for the whole device."""
-    return 2**28 if device.type == "cuda" else 2**21
+    """CPU: what stays in the cache, with work for every core. CUDA: enough work for the whole device."""
+    return 2**28 if device.type == "cuda" else 2**22
 
 
 def make_plan(
