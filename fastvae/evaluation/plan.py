@@ -37,8 +37,9 @@ def make_plan(
         points, samples = min(BLOCK_POINTS, num_points), min(BLOCK_SAMPLES, num_samples)
         chunk_points = min(points, rows)
         return Plan(points, samples, chunk_points, _even(samples, rows // chunk_points))
-    # noise comes in larger pieces than decoding: many small operations, each cheap; its integers take 8 bytes
-    noise_rows = max(rows, 2 * max_bytes // (8 * max(latent_size, 1)))
+    # noise comes in larger pieces than decoding, many small operations that are each cheap; the generator works on
+    # some twenty integers of 8 bytes at once for each number
+    noise_rows = max(rows, max_bytes // (16 * max(latent_size, 1)))
     points = max(1, min(noise_rows // num_samples, rows, num_points))
     samples = _even(num_samples, noise_rows // points)
     return Plan(points, samples, points, _even(samples, rows // points))
