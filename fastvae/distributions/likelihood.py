@@ -20,10 +20,12 @@ class ImageDistribution(Distribution):
         super().__init__(shape[:-3], shape[-3:], validate_args=False)
 
     def _check_shape(self, x: Tensor) -> None:
+        lead = x.shape[:-3]
         fits = x.shape[-3:] == self.event_shape
-        if fits:
+        # the usual case is told apart at once: torch.broadcast_shapes costs as much as a small layer
+        if fits and lead != self.batch_shape[len(self.batch_shape) - len(lead) :]:
             try:
-                torch.broadcast_shapes(x.shape[:-3], self.batch_shape)
+                torch.broadcast_shapes(lead, self.batch_shape)
             except RuntimeError:
                 fits = False
         if not fits:
