@@ -35,6 +35,7 @@ def describe(benchmark, sampler: Sampler, batch: int) -> None:
     benchmark.extra_info.update(
         {
             "batch": batch,
+            "implementation": f"fastvae, batch {batch}",
             "device": str(next(sampler.model.parameters()).device),
             "serial_steps": sampler.plan.num_steps,
             "naive_steps": PIXELS,
@@ -72,7 +73,14 @@ def test_naive_in_full(benchmark, sampler: Sampler) -> None:
     ours = sampler(1, seed=1)
     naive = benchmark.pedantic(synchronized(lambda: sampler.naive(1, seed=1)), rounds=1)
     assert (naive.samples == ours.samples).float().mean() > 0.99  # rounding may decide a value where u meets the cdf
-    benchmark.extra_info.update({"batch": 1, "ms_per_image": 1e3 * benchmark.stats["median"], "serial_steps": PIXELS})
+    benchmark.extra_info.update(
+        {
+            "batch": 1,
+            "implementation": "naive, batch 1",
+            "ms_per_image": 1e3 * benchmark.stats["median"],
+            "serial_steps": PIXELS,
+        }
+    )
 
 
 @pytest.mark.benchmark(group="planning a sampler")

@@ -1,7 +1,8 @@
 """``python -m benchmarks.report RESULT.json...``: the Markdown tables and one plot of benchmark results.
 
 Reads pytest-benchmark's JSON. What a suite puts into ``extra_info`` is shown: ``ratio`` with ``ratio_q1`` and
-``ratio_q3`` against ``baseline``, ``of_limit``, ``graph_ratio``, ``implementation``; anything else stays in the file.
+``ratio_q3`` against ``baseline``, ``graph_ratio``, ``of_limit``, ``TFLOP/s``, ``serial_steps``, ``peak_MiB``,
+``implementation``; anything else stays in the file.
 """
 
 import argparse
@@ -36,17 +37,25 @@ def load(paths: list[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown, in the order of the rows."""
-    lines = [
-        "| case | implementation | time | ratio to baseline (quartiles) | under CUDA graphs | of the limit |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [row["group"], label(row), duration(row.get("candidate_s", row["seconds"])), ratio(row)]
-        cells += [f"{row['graph_ratio']:.2f}x" if "graph_ratio" in row else ""]
-        cells += [f"{row['of_limit']:.0%}" if "of_limit" in row else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """Markdown, in the order of the rows; a column that no row has an entry for is left out."""
+    columns: dict[str, list[str]] = {
+        "case": [row["group"] for row in rows],
+        "implementation": [label(row) for row in rows],
+        "time": [duration(row.get("candidate_s", row["seconds"])) for row in rows],
+        "ratio to baseline (quartiles)": [ratio(row) for row in rows],
+        "under CUDA graphs": [shown(row, "graph_ratio", "{:.2f}x") for row in rows],
+        "of the limit": [shown(row, "of_limit", "{:.0%}") for row in rows],
+        "TFLOP/s": [shown(row, "TFLOP/s", "{:.3g}") for row in rows],
+        "serial steps": [shown(row, "serial_steps", "{}") for row in rows],
+        "peak memory": [shown(row, "peak_MiB", "{:.0f} MiB") for row in rows],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    lines = [list(columns), ["---"] * len(columns), *map(list, zip(*columns.values(), strict=True))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def shown(row: Row, key: str, form: str) -> str:
+    return form.format(row[key]) if key in row else ""
 
 
 def summary(rows: list[Row]) -> str:
