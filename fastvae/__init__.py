@@ -1,12 +1,15 @@
 """fastvae: kernel-accelerated expressive VAEs for PyTorch."""
 
-from . import data, distributions, evaluation, models, nn, objectives, ops, sampling, training
+from . import acceleration, data, distributions, evaluation, models, nn, objectives, ops, sampling, training
+from .acceleration import accelerate, restore
 from .evaluation import LogWeights, log_likelihood
 from .ops import backend
 from .sampling import compile_sampler
 
 __all__ = [
     "LogWeights",
+    "accelerate",
+    "acceleration",
     "backend",
     "compile_sampler",
     "data",
@@ -17,6 +20,7 @@ __all__ = [
     "nn",
     "objectives",
     "ops",
+    "restore",
     "sampling",
     "training",
 ]

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "objectives": {"ops", "distributions"},
     "evaluation": {"ops", "distributions"},
     "sampling": {"ops"},
+    "acceleration": {"nn", "ops"},
     "data": set(),
     "timing": set(),
     "checkpoint": {"__version__"},

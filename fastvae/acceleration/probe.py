@@ -1,0 +1,180 @@
+"""Is this layer a masked convolution? Its forward is tried on a stand-in and compared with the definition."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .exact import exact_products
+from .layer import Plan
+from .replica import Replica, mask_names, replicate
+
+__all__ = ["probe"]
+
+# float64 leaves no room for another function; float32 is for devices without it and forwards that insist on it
+_TRIES = ((torch.float64, 1e-9), (torch.float32, 1e-4))
+
+
+class _Refused(Exception):
+    """The reason why a layer is left alone."""
+
+
+def probe(module: nn.Conv2d) -> Plan | str:
+    """The plan of a masked convolution, or the reason why this module is none.
+
+    With random weights, non-zero at the masked taps too, and random images, in training and in evaluation mode, the
+    output has to be that of ``F.conv2d`` with the weight times the mask, and its gradients those of one of the two
+    ways to mask: before the convolution is recorded (no gradient at masked taps) or behind its back (the gradient of
+    the unmasked one). The module, its tensors and the global random numbers are not touched.
+    """
+    names = mask_names(module, module.kernel_size)
+    if not names:
+        return "no mask of zeros and ones among its tensors: an ordinary, padded or shifted convolution"
+    unserved = _unserved_arguments(module)
+    if unserved is not None:
+        return unserved
+    reasons: list[str] = []
+    with _neutral(module.weight.device):
+        for name in names:
+            for dtype, tolerance in _TRIES:
+                try:
+                    return _plan(module, name, dtype, tolerance)
+                except _Refused as refused:
+                    reasons.append(str(refused))
+    return reasons[0]
+
+
+def _unserved_arguments(module: nn.Conv2d) -> str | None:
+    if tuple(module.stride) != (1, 1):
+        return f"its stride is {tuple(module.stride)}; only 1 is served"
+    if module.groups != 1:
+        return f"it has {module.groups} groups; only 1 is served"
+    if module.padding_mode != "zeros":
+        return f"its padding mode is {module.padding_mode!r}; only 'zeros' is served"
+    if any(size % 2 == 0 for size in module.kernel_size):
+        return f"its kernel {tuple(module.kernel_size)} has an even size; only odd ones have a centre"
+    return None
+
+
+def _plan(module: nn.Conv2d, mask_name: str, dtype: torch.dtype, tolerance: float) -> Plan:
+    found = {_try(module, mask_name, dtype, tolerance, training) for training in (True, False)}
+    if len(found) != 1:
+        raise _Refused("its forward masks differently in training and in evaluation mode")
+    zeroes_weight, keeps_gradient = found.pop()
+    plan = Plan(mask_name, zeroes_weight, keeps_gradient)
+    plan.look_at(getattr(module, mask_name).detach())
+    if plan.live.num_taps == module.kernel_size[0] * module.kernel_size[1]:
+        raise _Refused(f"nothing to save: the taps that '{mask_name}' keeps span the whole kernel")
+    return plan
+
+
+def _try(module: nn.Conv2d, mask_name: str, dtype: torch.dtype, tolerance: float, training: bool) -> tuple[bool, bool]:
+    """(whether the weight is overwritten, whether masked taps have a gradient), or a refusal."""
+    generator = torch.Generator().manual_seed(17 + training)
+    replica = replicate(module, dtype, generator)
+    for child in replica.module.modules():
+        child.training = training
+    conv: Any = replica.module
+    reach = [size // 2 * step for size, step in zip(conv.kernel_size, conv.dilation, strict=True)]
+    rows, columns = 2 * reach[0] + 2 + training, 2 * reach[1] + 3 - training  # borders, and pixels that reach none
+    shape = (1 + training, conv.in_channels, rows, columns)
+    device = next(iter(replica.leaves.values())).device
+    x = torch.randn(shape, generator=generator, dtype=dtype, device="cpu").to(device).requires_grad_()
+
+    weight = conv.weight
+    mask = getattr(conv, mask_name).to(dtype)
+    expected = [_definition(conv, x, weight, mask, kept) for kept in (False, True)]
+    unmasked = _definition(conv, x, weight, torch.ones_like(mask), False).detach()
+    grad_y = torch.randn(unmasked.shape, generator=generator, dtype=dtype, device="cpu").to(device)
+    gradients = [_gradients(y, x, replica, grad_y) for y in expected]
+    weight_before, before = weight.detach().clone(), replica.state()
+
+    y = _forward(conv, x)
+    _check_output(y, expected[0].detach(), unmasked, mask_name, tolerance)
+    got = _gradients(y, x, replica, grad_y)
+    zeroes_weight = _check_state(replica, before, weight, weight_before, mask)
+    for kept, want in enumerate(gradients):
+        if all(_equal(a, b, tolerance) for a, b in zip(got, want, strict=True)):
+            return zeroes_weight, bool(kept)
+    raise _Refused("its gradients are not those of a masked convolution")
+
+
+def _definition(conv: Any, x: Tensor, weight: Tensor, mask: Tensor, keeps_gradient: bool) -> Tensor:
+    live = weight - (weight * (1 - mask)).detach() if keeps_gradient else weight * mask
+    padding = [size // 2 * step for size, step in zip(conv.kernel_size, conv.dilation, strict=True)]
+    return F.conv2d(x, live, conv.bias, padding=padding, dilation=conv.dilation)
+
+
+def _gradients(y: Tensor, x: Tensor, replica: Replica, grad_y: Tensor) -> list[Tensor | None]:
+    if not y.requires_grad:
+        return [None] * (1 + len(replica.leaves))
+    inputs = [x, *replica.leaves.values()]
+    return list(torch.autograd.grad(y, inputs, grad_y, retain_graph=True, allow_unused=True))
+
+
+def _forward(conv: Any, x: Tensor) -> Any:
+    try:
+        return type(conv).forward(conv, x)  # not called: hooks are the user's and run on the real module only
+    except Exception as error:
+        raise _Refused(f"its forward cannot be tried alone: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _neutral(device: torch.device) -> Iterator[None]:
+    """Whatever the caller has switched on or off, gradients are recorded, nothing is cast, random numbers stay."""
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        exact_products(),
+    ):
+        yield
+
+
+def _check_output(y: Any, want: Tensor, unmasked: Tensor, mask_name: str, tolerance: float) -> None:
+    if not isinstance(y, Tensor):
+        raise _Refused(f"its forward returns a {type(y).__name__}, not a tensor")
+    if y.shape != want.shape:
+        raise _Refused(f"its output has another size than its input: {tuple(y.shape[2:])} for {tuple(want.shape[2:])}")
+    if _equal(y.detach(), want, tolerance):
+        return
+    if _equal(y.detach(), unmasked, tolerance):
+        raise _Refused(f"its forward does not apply '{mask_name}'")
+    raise _Refused(f"its forward is not a convolution with the weight times '{mask_name}'")
+
+
+def _check_state(replica: Replica, before: dict[str, Any], weight: Tensor, weight_before: Tensor, mask: Tensor) -> bool:
+    """Whether the weight was overwritten with zeros at masked taps; no other change is allowed."""
+    after, zeroes = replica.state(), False
+    if set(after) != set(before):
+        raise _Refused(f"its forward sets {sorted(set(after) ^ set(before))}")
+    for name, value in after.items():
+        if _same(value, before[name]):
+            continue
+        is_weight = name == "weight" and replica.module.weight is weight
+        if not is_weight or not torch.equal(value, weight_before * mask):
+            raise _Refused(f"its forward changes '{name}'")
+        zeroes = True
+    return zeroes
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    try:
+        return a is b or bool(a == b)
+    except Exception:  # a value that cannot be compared is another object, and so a change
+        return False
+
+
+def _equal(a: Tensor | None, b: Tensor | None, tolerance: float) -> bool:
+    if a is None or b is None:
+        return a is b
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-6))
