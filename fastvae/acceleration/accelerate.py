@@ -135,7 +135,7 @@ def _reason_of_another_kind(module: nn.Module) -> str | None:
 def _swap(report: Report, module: nn.Module, plan: Plan, paths: list[str]) -> None:
     try:
         swap_class(module, plan)
-    except TypeError as error:  # a class with slots
+    except Exception as error:  # a class may forbid subclasses
         report.skipped.append(Skipped(paths[0], type(module).__name__, f"its class cannot be changed: {error}"))
         return
     size = module.kernel_size

@@ -49,6 +49,8 @@ class Plan:
 
     def look_at(self, mask: Tensor) -> None:
         """Follow the mask, which may have been moved, loaded or edited since; nothing to do in most calls."""
+        if mask.is_meta or type(mask) not in (Tensor, nn.Parameter):
+            return  # it has no values to look at: the module is being traced
         version = -1 if mask.is_inference() else mask._version
         if self.seen is not None and self.seen[0] is mask and self.seen[1] == version:
             return
@@ -89,7 +91,7 @@ class Accelerated:
 
 
 def _serves(module: Any, plan: Plan, mask: Tensor, x: Any) -> bool:
-    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or mask.device != x.device:
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.is_meta or mask.device != x.device or not x.is_floating_point():
         return False
     if not torch.compiler.is_compiling():
         # its own rules for transforms and forward-mode differentiation are the original's business

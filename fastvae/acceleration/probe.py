@@ -44,6 +44,8 @@ def probe(module: nn.Conv2d) -> Plan | str:
                     return _plan(module, name, dtype, tolerance)
                 except _Refused as refused:
                     reasons.append(str(refused))
+                except Exception as error:  # whatever code there is in the weight, its attributes and the forward
+                    reasons.append(f"its forward cannot be tried alone: {type(error).__name__}: {error}")
     return reasons[0]
 
 
@@ -92,7 +94,7 @@ def _try(module: nn.Conv2d, mask_name: str, dtype: torch.dtype, tolerance: float
     gradients = [_gradients(y, x, replica, grad_y) for y in expected]
     weight_before, before = weight.detach().clone(), replica.state()
 
-    y = _forward(conv, x)
+    y = type(conv).forward(conv, x)  # not called: hooks are the user's and run on the real module only
     _check_output(y, expected[0].detach(), unmasked, mask_name, tolerance)
     got = _gradients(y, x, replica, grad_y)
     zeroes_weight = _check_state(replica, before, weight, weight_before, mask)
@@ -113,13 +115,6 @@ def _gradients(y: Tensor, x: Tensor, replica: Replica, grad_y: Tensor) -> list[T
         return [None] * (1 + len(replica.leaves))
     inputs = [x, *replica.leaves.values()]
     return list(torch.autograd.grad(y, inputs, grad_y, retain_graph=True, allow_unused=True))
-
-
-def _forward(conv: Any, x: Tensor) -> Any:
-    try:
-        return type(conv).forward(conv, x)  # not called: hooks are the user's and run on the real module only
-    except Exception as error:
-        raise _Refused(f"its forward cannot be tried alone: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

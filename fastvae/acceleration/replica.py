@@ -64,7 +64,8 @@ def _replicate(
             return value
         is_weight = isinstance(value, nn.Parameter) or name in ("weight", "bias")
         if not value.is_floating_point() or not is_weight or is_mask(value, kernel_size):
-            return value.detach().clone()
+            kept = value.detach().clone()
+            return kept.to(dtype) if kept.is_floating_point() else kept
         random = torch.randn(value.shape, generator=generator, dtype=dtype, device="cpu").to(value.device)
         leaf = nn.Parameter(random) if isinstance(value, nn.Parameter) else random.requires_grad_()
         leaves[path + name] = leaf

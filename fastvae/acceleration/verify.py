@@ -68,8 +68,8 @@ def observe(
             inputs.append(value.requires_grad_())
         return value
 
-    args, kwargs = tree_map(fresh, (args, kwargs))
     with _untouched(model), exact_products(), _watching(watched, layers):
+        args, kwargs = tree_map(fresh, (args, kwargs))
         outputs = [leaf for leaf in tree_flatten(model(*args, **kwargs))[0] if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in outputs if leaf.is_floating_point()]
         if not outputs:
@@ -84,8 +84,13 @@ def observe(
 def difference(before: Observation, after: Observation, swapped: set[str]) -> str | None:
     """What differs first, in the order of the computation; None if all is equal within rounding."""
     outputs = [_distance(a, b, _OUTPUTS) for a, b in zip(before.outputs, after.outputs, strict=False)]
+    # where terms cancel (a bias in front of a batch norm) only rounding is left, of the size of the other gradients
+    largest = max(
+        (float(g.detach().abs().amax()) for g in before.gradients.values() if g is not None and g.numel()), default=0.0
+    )
     gradients = {
-        name: _distance(before.gradients[name], after.gradients.get(name), _GRADIENTS) for name in before.gradients
+        name: _distance(before.gradients[name], after.gradients.get(name), _GRADIENTS, least_scale=0.1 * largest)
+        for name in before.gradients
     }
     wrong = {name: far for name, far in gradients.items() if far is not None}
     if len(before.outputs) == len(after.outputs) and all(far is None for far in outputs) and not wrong:
@@ -127,7 +132,9 @@ def _trainable(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _distance(a: Tensor | None, b: Tensor | None, tolerances: Mapping[torch.dtype, float]) -> str | None:
+def _distance(
+    a: Tensor | None, b: Tensor | None, tolerances: Mapping[torch.dtype, float], least_scale: float = 0.0
+) -> str | None:
     """None within the tolerance, else the distance in words."""
     if a is None or b is None:
         return None if a is b else "one of the two not being there"
@@ -135,8 +142,8 @@ def _distance(a: Tensor | None, b: Tensor | None, tolerances: Mapping[torch.dtyp
         return f"shape or dtype: {tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
     if a.numel() == 0:
         return None
-    scale = a.detach().abs().amax().double().clamp(min=1e-30)
-    far = float((a.detach().double() - b.detach().double()).abs().amax() / scale)
+    scale = max(float(a.detach().abs().amax()), least_scale, 1e-30)
+    far = float((a.detach().double() - b.detach().double()).abs().amax()) / scale
     return None if far <= tolerances.get(a.dtype, 0.0) else f"{far:.1e} of its largest value"
 
 
