@@ -14,15 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastvae.reference.locally_masked_conv2d import unpack_tap_bits
+from .locally_masked_plan import INTEGERS, Block, kept_bits, mirrored, plan_blocks, static_taps
 
-from .locally_masked_plan import Block, plan_blocks, static_taps
-
-__all__ = ["forward", "grad_weight", "layout"]
+__all__ = ["forward", "grad_input", "grad_weight", "layout"]
 
 _FEWEST_CHANNELS = 12  # of a row that is worth gathering
 _CHUNK_BYTES = 4 << 20  # of the images that are computed together: they and what is gathered stay in the caches
-_COLUMN_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}  # of images that are unfolded together
+_COLUMN_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # of images that are unfolded together
 _FEWEST_ROWS = 64  # of a product for oneDNN
 
 
@@ -37,15 +35,31 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilati
     if _can_gather(x):
         packed = weight.flatten(2).transpose(1, 2).contiguous()  # (C_out, k * k, C_in)
         for part, chunk in _chunks(x, mask, weight.shape, dilation):
-            out = y[part]
-            done = [_linear(chunk.gather(b), packed[:, b.taps].flatten(1), bias) for b in chunk.blocks]
+            done = [_linear(chunk.gather(b), packed.index_select(1, b.taps).flatten(1), bias) for b in chunk.blocks]
             rows = torch.cat(done).index_select(0, chunk.places())  # (n * H * W, C_out)
-            out.permute(0, 2, 3, 1).copy_(rows.view(out.shape[0], *out.shape[2:], out.shape[1]))
+            out = y[part].permute(0, 2, 3, 1)
+            out.copy_(rows.view(out.shape))
         return y
     for part, columns in _unfolded(x, mask, size, dilation):
         product = weight.flatten(1) @ columns  # (n, C_out, H * W)
-        y[part] = (product if bias is None else product + bias[:, None]).unflatten(2, shape[2:])
+        y[part] = (product if bias is None else product.add_(bias[:, None])).view(-1, *shape[1:])
     return y
+
+
+def grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> Tensor:
+    """(N, C_out, H, W), (C_out, C_in, k, k) -> (N, C_in, H, W), as ``grad_y`` lies."""
+    size, channels = weight.shape[-1], weight.shape[1]
+    is_static = not grad_y.is_cuda and static_taps(mask, size, dilation) is not None
+    if channels >= _FEWEST_CHANNELS or channels >= weight.shape[0] or is_static:
+        return forward(grad_y, weight.transpose(0, 1).flip(2, 3), None, mirrored(mask, size, dilation), dilation)
+    # to few channels: multiplying first and folding then is less work
+    shape = (grad_y.shape[0], channels, *grad_y.shape[2:])
+    grad_x = torch.empty(shape, dtype=grad_y.dtype, device=grad_y.device, memory_format=layout(grad_y))
+    for part, keep in _parts(grad_y.shape[0], grad_x[0].numel() * size**2, mask, size, grad_y):
+        columns = weight.flatten(1).t() @ grad_y[part].flatten(2)  # (n, C_in * k * k, H * W)
+        columns.view(keep.dtype).unflatten(1, (channels, size**2)).bitwise_and_(keep)
+        grad_x[part] = F.fold(columns, shape[2:], size, padding=size // 2 * dilation, dilation=dilation)
+    return grad_x
 
 
 def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilation: int) -> Tensor:
@@ -55,19 +69,21 @@ def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilat
     if taps is not None:
         return _static_grad_weight(x, grad_y, taps, shape, dilation)
     # many products are summed in float32 at least: in a half each term would lose what it has
-    total = x.new_zeros(shape, dtype=torch.promote_types(x.dtype, torch.float32)).flatten(2)  # (C_out, C_in, k * k)
+    wide = torch.promote_types(x.dtype, torch.float32)
     if _can_gather(x):
+        total = x.new_zeros(shape[0], kernel_size**2, shape[1], dtype=wide)
         for part, chunk in _chunks(x, mask, shape, dilation):
             grads = grad_y[part].permute(0, 2, 3, 1).reshape(-1, shape[0])  # (n * H * W, C_out)
             for block in chunk.blocks:
-                some = grads.index_select(0, chunk.pixels(block))  # (rows, C_out)
+                some = grads.index_select(0, chunk.pixels(block))
                 product = _linear(some.t(), chunk.gather(block).t(), None)  # (C_out, T * C_in)
-                total[..., block.taps] += product.view(shape[0], -1, shape[1]).transpose(1, 2)
-    else:
-        for part, columns in _unfolded(x, mask, kernel_size, dilation):
-            product = grad_y[part].flatten(2) @ columns.transpose(1, 2)  # (n, C_out, C_in * k * k)
-            total += product.sum(0, dtype=total.dtype).view(total.shape)
-    return total.view(shape).to(x.dtype)
+                total.index_add_(1, block.taps, product.view(shape[0], -1, shape[1]).to(wide))
+        return total.transpose(1, 2).reshape(shape).to(x.dtype)
+    total = x.new_zeros(shape, dtype=wide)
+    for part, columns in _unfolded(x, mask, kernel_size, dilation):
+        product = grad_y[part].flatten(2) @ columns.transpose(1, 2)  # (n, C_out, C_in * k * k)
+        total += product.sum(0, dtype=wide).view(shape)
+    return total.to(x.dtype)
 
 
 def layout(x: Tensor) -> torch.memory_format:
@@ -86,19 +102,18 @@ class _Chunk:
 
     rows: Tensor  # (n * (H * W + 1), C): after each image a row of zeros
     blocks: list[Block]
-    copies: int  # images for which the pixels of the blocks count
-    image: int  # H * W
+    first_row: Tensor  # (copies, 1, 1): of each image to which the blocks apply
+    first_pixel: Tensor  # (copies, 1)
 
     def gather(self, block: Block) -> Tensor:
         """(copies * R, T * C), what the pixels of a block may see."""
-        first = torch.arange(self.copies)[:, None, None] * (self.image + 1)
-        return self.rows.index_select(0, (block.sources + first).flatten()).view(
-            self.copies * len(block.pixels), len(block.taps) * self.rows.shape[1]
-        )
+        sources = (block.sources + self.first_row).flatten()
+        width = len(block.taps) * self.rows.shape[1]
+        return self.rows.index_select(0, sources).view(len(self.first_row) * len(block.pixels), width)
 
     def pixels(self, block: Block) -> Tensor:
         """(copies * R,), the pixels of a block in all images."""
-        return (block.pixels + torch.arange(self.copies)[:, None] * self.image).flatten()
+        return (block.pixels + self.first_pixel).flatten()
 
     def places(self) -> Tensor:
         """Where each pixel is among the rows of all blocks."""
@@ -118,7 +133,9 @@ def _chunks(x: Tensor, mask: Tensor, shape: torch.Size, dilation: int) -> Iterat
         memory[:count, :image] = images.flatten(2).transpose(1, 2)
         masks, copies = (mask, count) if mask.ndim == 2 else (mask[first : first + step], 1)
         blocks = plan_blocks(masks, shape[-1], dilation, copies, shape[1], shape[0])
-        yield slice(first, first + count), _Chunk(memory[:count].flatten(0, 1), blocks, copies, image)
+        copy = torch.arange(copies)[:, None]
+        rows = memory[:count].flatten(0, 1)
+        yield slice(first, first + count), _Chunk(rows, blocks, copy[:, None] * (image + 1), copy * image)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -138,18 +155,35 @@ def _has_onednn() -> bool:
     )
 
 
-def _unfolded(x: Tensor, mask: Tensor, kernel_size: int, dilation: int) -> Iterator[tuple[slice, Tensor]]:
-    """A few images at a time as columns (n, C * k * k, H * W), zero where a pixel may not see."""
-    batch, channels = x.shape[:2]
-    columns_of_one = x[0].numel() * kernel_size**2 * x.element_size()
-    step = max(1, _COLUMN_BYTES[x.device.type] // columns_of_one)
-    dead = ~unpack_tap_bits(mask, kernel_size).flatten(-2).unsqueeze(-3)  # (1, k * k, H * W) or (N, 1, k * k, H * W)
+def _parts(
+    batch: int, elements: int, mask: Tensor, kernel_size: int, like: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """A few images at a time, of so many column elements each, and (1 or n, 1, k * k, H * W) what is kept of them."""
+    step = max(1, _COLUMN_BYTES[like.device.type] // (elements * like.element_size()))
     for first in range(0, batch, step):
         part = slice(first, min(first + step, batch))
-        columns = F.unfold(x[part], kernel_size, padding=kernel_size // 2 * dilation, dilation=dilation)
-        by_channel = columns.unflatten(1, (channels, kernel_size**2))
-        by_channel.masked_fill_(dead if dead.ndim == 3 else dead[part], 0)
-        yield part, columns
+        keep = kept_bits(mask if mask.ndim == 2 else mask[part], kernel_size, like.element_size())
+        yield part, keep
+
+
+def _unfolded(x: Tensor, mask: Tensor, kernel_size: int, dilation: int) -> Iterator[tuple[slice, Tensor]]:
+    """A few images at a time as columns (n, C * k * k, H * W), zero where a pixel may not see.
+
+    The memory is used again: columns are valid until the next are asked for.
+    """
+    height, width = x.shape[2:]
+    border = kernel_size // 2 * dilation
+    columns = x.new_empty(0)
+    for part, keep in _parts(x.shape[0], x[0].numel() * kernel_size**2, mask, kernel_size, x):
+        framed = F.pad(x[part], (border,) * 4).view(keep.dtype)
+        shape = (framed.shape[0], x.shape[1], kernel_size**2, height, width)
+        columns = columns if len(columns) >= shape[0] else x.new_empty(shape)
+        for tap in range(kernel_size**2):
+            row, col = (place * dilation for place in divmod(tap, kernel_size))
+            seen = framed[:, :, row : row + height, col : col + width]
+            out = columns[: shape[0], :, tap].view(keep.dtype)
+            torch.bitwise_and(seen, keep[:, :, tap].unflatten(-1, (height, width)), out=out)
+        yield part, columns[: shape[0]].flatten(3).flatten(1, 2)
 
 
 def _static(x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor, dilation: int) -> Tensor:
@@ -164,7 +198,7 @@ def _static_grad_weight(x: Tensor, grad_y: Tensor, taps: Tensor, shape: torch.Si
     result = x.new_zeros(shape)
     part = result[:, :, rows, cols]
     wide = F.pad(x, extra) if any(extra) else x
-    part += torch.nn.grad.conv2d_weight(wide, list(part.shape), grad_y, padding=padding, dilation=dilation)
+    part.copy_(torch.nn.grad.conv2d_weight(wide, list(part.shape), grad_y, padding=padding, dilation=dilation))
     return result * taps.view(shape[2:])
 
 
@@ -174,9 +208,8 @@ def _cropped(taps: Tensor, dilation: int) -> tuple[slice, slice, tuple[int, int]
     sides, slices = [], []
     for used in (taps.view(size, size).any(1), taps.view(size, size).any(0)):
         where = used.nonzero().flatten().tolist() or [size // 2]  # no tap at all: one, multiplied by zero
-        first, last = where[0], where[-1]
-        slices.append(slice(first, last + 1))
-        sides.append((dilation * (size // 2 - first), dilation * (last - size // 2)))
+        slices.append(slice(where[0], where[-1] + 1))
+        sides.append((dilation * (size // 2 - where[0]), dilation * (where[-1] - size // 2)))
     (top, bottom), (left, right) = sides
     both = max(0, min(top, bottom)), max(0, min(left, right))
-    return *slices, both, (left - both[1], right - both[1], top - both[0], bottom - both[0])
+    return slices[0], slices[1], both, (left - both[1], right - both[1], top - both[0], bottom - both[0])

@@ -4,19 +4,20 @@ import os
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastvae import reference
 
 from . import locally_masked_blocks as blocks
 from ._dispatch import choose, must_use_definition
-from .locally_masked_plan import mirrored
+from .locally_masked_plan import sources_of
 from .tap_bits import LARGEST_KERNEL, mirror_tap_bits
 
 __all__ = ["locally_masked_conv2d"]
 
+_SMALL = 1 << 17  # elements of the unfolded input, below which plans and operators cost more than they save
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_FEWEST_COLUMNS = 1 << 16  # elements of the unfolded input below which the definition is the fastest on the CPU
 
 
 def locally_masked_conv2d(
@@ -62,10 +63,23 @@ def locally_masked_conv2d(
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     unsupported = None if x.dtype in _KERNEL_DTYPES else f"the kernels serve {_KERNEL_DTYPES}, got {x.dtype}"
     backend = choose(x, weight, mask, unsupported=unsupported)
-    is_small = not x.is_cuda and x.numel() * weight.shape[-1] ** 2 < _FEWEST_COLUMNS
-    if must_use_definition(x, weight) or (backend == "torch" and is_small):
+    if must_use_definition(x, weight) or not x.numel():
         return reference.locally_masked_conv2d(x, weight, bias, mask, dilation)
+    unfolded = x.numel() * weight.shape[-1] ** 2
+    if backend == "torch" and unfolded < _SMALL and not x.is_cuda and not torch.compiler.is_compiling():
+        return _gathered(x, weight, bias, mask, dilation)
     return _forward(x, weight, bias, mask, dilation, backend == "triton")
+
+
+def _gathered(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
+    """All of it in one gather and one product: plain differentiable operations, the fastest where there is little."""
+    batch, channels, height, width = x.shape
+    rows = F.pad(x.flatten(2), (0, 1)).transpose(1, 2).flatten(0, 1)  # (N * (H * W + 1), C_in): zeros end each image
+    images = torch.arange(batch)[:, None, None] * (height * width + 1)
+    sources = sources_of(mask, weight.shape[-1], dilation) + images  # (N, H * W, k * k)
+    columns = rows.index_select(0, sources.flatten()).view(batch * height * width, -1)
+    y = F.linear(columns, weight.flatten(2).transpose(1, 2).flatten(1), bias).view(batch, height * width, -1)
+    return y.transpose(1, 2).unflatten(2, (height, width)).contiguous(memory_format=blocks.layout(x))
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> None:
@@ -114,22 +128,17 @@ def _runs_kernels(x: Tensor, use_kernels: bool) -> bool:
     return use_kernels and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
+@torch.library.custom_op("fastvae::locally_masked_conv2d", mutates_args=())
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, use_kernels: bool
+) -> Tensor:
     if not x.numel():
-        shape = (0, weight.shape[0], *x.shape[2:])
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=blocks.layout(x))
+        return x.new_empty(0, weight.shape[0], *x.shape[2:]).contiguous(memory_format=blocks.layout(x))
     if not _runs_kernels(x, use_kernels):
         return blocks.forward(x, weight, bias, mask, dilation)
     from fastvae_kernels import locally_masked_conv2d as kernels
 
     return kernels.forward(x, weight, bias, mask, dilation).contiguous(memory_format=blocks.layout(x))
-
-
-@torch.library.custom_op("fastvae::locally_masked_conv2d", mutates_args=())
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, use_kernels: bool
-) -> Tensor:
-    return _convolve(x, weight, bias, mask, dilation, use_kernels)
 
 
 @_forward.register_fake
@@ -140,9 +149,15 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: in
 
 @torch.library.custom_op("fastvae::locally_masked_conv2d_grad_input", mutates_args=())
 def _grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
-    size = weight.shape[-1]
-    seen_by = mirror_tap_bits(mask, size, dilation) if mask.is_cuda else mirrored(mask, size, dilation)
-    return _convolve(grad_y, weight.transpose(0, 1).flip(2, 3), None, seen_by, dilation, use_kernels)
+    if not grad_y.numel():
+        return grad_y.new_empty(0, weight.shape[1], *grad_y.shape[2:]).contiguous(memory_format=blocks.layout(grad_y))
+    if not _runs_kernels(grad_y, use_kernels):
+        return blocks.grad_input(grad_y, weight, mask, dilation)
+    from fastvae_kernels import locally_masked_conv2d as kernels
+
+    seen_by = mirror_tap_bits(mask, weight.shape[-1], dilation)
+    grad_x = kernels.grad_input(grad_y, weight, seen_by, dilation)
+    return grad_x.contiguous(memory_format=blocks.layout(grad_y))
 
 
 @_grad_input.register_fake

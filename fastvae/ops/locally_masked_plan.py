@@ -14,11 +14,13 @@ from fastvae.reference.locally_masked_conv2d import unpack_tap_bits
 
 from .tap_bits import mirror_tap_bits, neighbours, pack_tap_bits
 
-__all__ = ["Block", "mirrored", "plan_blocks", "static_taps"]
+__all__ = ["INTEGERS", "Block", "kept_bits", "mirrored", "plan_blocks", "sources_of", "static_taps"]
 
 _FEWEST_PRODUCTS = 1 << 20  # a block is as large as to save this many for each tap that it does not need
 _FEWEST_ROWS = 256
 _MOST_ELEMENTS = 1 << 19  # of what one block gathers: 2 MiB in float32
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of the size of a floating point number
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(mask: Tensor, *arguments: int) -> Any:
-        if mask.ndim == 3:  # one for each image: seldom the same again
+        if mask.ndim == 3 or mask.is_cuda:  # one for each image: seldom the same again
             return function(mask, *arguments)
         return by_content(mask.numpy().tobytes(), mask.shape[0], *arguments)
 
@@ -55,6 +57,24 @@ def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
 def mirrored(mask: Tensor, kernel_size: int, dilation: int) -> Tensor:
     """``mirror_tap_bits``, remembered."""
     return mirror_tap_bits(mask, kernel_size, dilation)
+
+
+@_cached
+def kept_bits(mask: Tensor, kernel_size: int, element_size: int) -> Tensor:
+    """(1 or N, 1, k * k, H * W): all bits of a number that may be seen and none of one that may not.
+
+    What is cut that way becomes zero even where it is infinite or no number.
+    """
+    live = unpack_tap_bits(mask, kernel_size).flatten(-2)  # (k * k, H * W) or (N, k * k, H * W)
+    return -live.view(-1, 1, *live.shape[-2:]).to(INTEGERS[element_size])
+
+
+@_cached
+def sources_of(mask: Tensor, kernel_size: int, dilation: int) -> Tensor:
+    """(1 or N, H * W, k * k): which row of an image and one more row of zeros each tap sees."""
+    height, width = mask.shape[-2:]
+    live, _ = _live_and_inside(mask, kernel_size, dilation)
+    return torch.where(live, neighbours(height, width, kernel_size, dilation), height * width)
 
 
 @_cached
@@ -74,11 +94,9 @@ def plan_blocks(
     ``mask`` is (H, W) for ``copies`` images, or (N, H, W) for one copy.
     """
     height, width = mask.shape[-2:]
-    live, _ = _live_and_inside(mask, kernel_size, dilation)
-    image = torch.arange(live.shape[0])[:, None, None] * (height * width + 1)
-    there = neighbours(height, width, kernel_size, dilation)
-    sources = (torch.where(live, there, height * width) + image).flatten(0, 1)  # (P, k * k)
-    live = live.flatten(0, 1)
+    per_image = sources_of(mask, kernel_size, dilation)
+    live = (per_image < height * width).flatten(0, 1)  # (P, k * k)
+    sources = (per_image + torch.arange(len(per_image))[:, None, None] * (height * width + 1)).flatten(0, 1)
     bits, pixels = pack_tap_bits(live).sort(stable=True)
     live, sources = live[pixels], sources[pixels]
     ends = bits.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
