@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastvae demo | train | evaluate | sample``."""
+"""The command line: ``python -m fastvae demo | train | evaluate | sample | accelerate-report``."""
 
 import argparse
 import importlib
@@ -12,6 +12,7 @@ _COMMANDS = {
     "train": "train a model and keep a checkpoint",
     "evaluate": "log-likelihood of test images with its errors",
     "sample": "a picture of exact samples",
+    "accelerate-report": "what fastvae.accelerate brings to a model, measured on the spot",
 }
 
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser(argv).parse_args(argv)
     try:
-        return importlib.import_module(f"fastvae.commands.{args.command}").run(args)
+        return importlib.import_module(_module(args.command)).run(args)
     except KeyboardInterrupt as interrupt:
         print(f"fastvae {args.command}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
@@ -30,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = " ".join(str(error).split())
         print(f"fastvae {args.command}: error: {line}", file=sys.stderr)
         return 2
+
+
+def _module(command: str) -> str:
+    return f"fastvae.commands.{command.replace('-', '_')}"
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
@@ -44,7 +49,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
             name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         if argv[:1] == [name]:  # only the command that runs is imported
-            importlib.import_module(f"fastvae.commands.{name}").add_arguments(command)
+            importlib.import_module(_module(name)).add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fastvae.ops.masked_conv2d import Mask
-
 from .masked_gradient import convolve_keeping_gradient
-from .window import Window, convolve, raster_kind, window_of
+from .window import Kind, Window, convolve, raster_kind, window_of
 
 __all__ = ["Accelerated", "Plan", "describe_mask", "restore_class", "swap_class"]
 
@@ -23,6 +21,7 @@ _PLAN = "_accelerated"
 # as in fastvae.ops.masked_conv2d: measured on two CPU cores, cropping pays above these numbers of saved products
 _SAVED_PER_INPUT = 80
 _SAVED_IN_TOTAL = 4_000_000
+_SAVED_KEEPING_GRADIENT = 160  # for each element of the input, where the gradient of the weight is computed whole
 _NOWHERE = Window(0, 0, 0, 0)
 
 
@@ -42,7 +41,7 @@ class Plan:
     mask_name: str
     zeroes_weight: bool
     keeps_gradient: bool
-    kind: Mask | None = None
+    kind: Kind | None = None
     live: Window = _NOWHERE
     served: bool = False
     seen: tuple[Tensor, int] | None = field(default=None, repr=False, compare=False)  # the mask when last looked at
@@ -103,7 +102,8 @@ def _serves(module: Any, plan: Plan, mask: Tensor, x: Any) -> bool:
     if x.is_cuda:
         return True
     saved = plan.saved((module.out_channels, module.in_channels, *module.kernel_size))
-    return saved >= _SAVED_PER_INPUT and saved * x.numel() >= _SAVED_IN_TOTAL
+    least = _SAVED_KEEPING_GRADIENT if plan.keeps_gradient and torch.is_grad_enabled() else _SAVED_PER_INPUT
+    return saved >= least and saved * x.numel() >= _SAVED_IN_TOTAL
 
 
 def describe_mask(plan: Plan, kernel_size: tuple[int, int]) -> str:

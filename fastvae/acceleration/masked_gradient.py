@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from fastvae.ops.masked_conv2d import Mask
-
-from .window import Window, convolve, frame_for, live_taps
+from .window import Kind, Window, convolve, frame_for, live_taps
 
 __all__ = ["convolve_keeping_gradient"]
 
@@ -24,7 +22,7 @@ def convolve_keeping_gradient(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor,
-    kind: Mask | None,
+    kind: Kind | None,
     window: Window,
     dilation: tuple[int, int],
 ) -> Tensor:
@@ -47,7 +45,7 @@ class _Convolution(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         mask: Tensor,
-        kind: Mask | None,
+        kind: Kind | None,
         window: Window,
         dilation: tuple[int, int],
     ) -> Tensor:

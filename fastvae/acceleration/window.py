@@ -1,15 +1,17 @@
 """Where the taps of a mask are: the smallest window of the kernel that holds them, and the image framed for it."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastvae import ops
-from fastvae.ops.masked_conv2d import Mask
 
-__all__ = ["Frame", "Window", "convolve", "frame_for", "live_taps", "raster_kind", "window_of"]
+__all__ = ["Frame", "Kind", "Window", "convolve", "frame_for", "live_taps", "raster_kind", "window_of"]
+
+
+Kind = Literal["A", "B"]  # the masks in raster order, which have an operator of their own
 
 
 class Window(NamedTuple):
@@ -39,7 +41,7 @@ def window_of(taps: Tensor) -> Window:
     return Window(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
 
 
-def raster_kind(mask: Tensor) -> Mask | None:
+def raster_kind(mask: Tensor) -> Kind | None:
     """ "A" or "B" if ``mask`` (..., kH, kW) is that mask in every channel, else None."""
     rows, columns = mask.shape[-2:]
     if rows != columns or rows % 2 == 0:
@@ -88,7 +90,7 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor,
-    kind: Mask | None,
+    kind: Kind | None,
     window: Window,
     dilation: tuple[int, int],
 ) -> Tensor:
