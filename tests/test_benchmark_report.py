@@ -44,7 +44,7 @@ def test_prints_machine_table_and_geometric_means(result: Path, capsys: pytest.C
     assert "| conv fwd, k=3 | plain | 2 ms | baseline |  |  |" in printed
     assert "| conv fwd, k=3 | ours | 1 ms | 2.00x (1.90-2.10) |  | 50% |" in printed
     assert "| conv fwd, k=5 | ours | 500 ns | 8.00x (7.00-9.00) | 3.00x |  |" in printed
-    assert "| memory | test_memory | 4 s |  |  |  |" in printed
+    assert "| memory | test_memory |  |  |  |  | 3 MiB |" in printed
     assert "| conv fwd | ours | 4.00x | 2.00x | 2 |" in printed  # the square root of 2 * 8
     assert result.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
