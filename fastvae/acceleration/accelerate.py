@@ -36,7 +36,7 @@ def accelerate(model: nn.Module, example_input: Any = None) -> Report:
     convolution, which the norm of gradient clipping, a weight norm's gain and layer-wise optimisers see.
 
     Calls that are not served take the original forward: further arguments, images without a batch axis, transforms of
-    ``torch.func``, layers so small that nothing is to be gained.
+    ``torch.func``, a layer whose plain attributes were changed since, one so small that nothing is to be gained.
 
     Args:
         model: any module; lists and dictionaries of modules in plain attributes are searched too.

@@ -15,14 +15,15 @@ from torch.nn.utils import parametrize
 from .masked_gradient import convolve_keeping_gradient
 from .window import Kind, Window, convolve, raster_kind, window_of
 
-__all__ = ["Accelerated", "Plan", "describe_mask", "restore_class", "swap_class"]
+__all__ = ["Accelerated", "Plan", "describe_mask", "restore_class", "settings_of", "swap_class"]
 
 _PLAN = "_accelerated"
-# as in fastvae.ops.masked_conv2d: measured on two CPU cores, cropping pays above these numbers of saved products
-_SAVED_PER_INPUT = 80
-_SAVED_IN_TOTAL = 4_000_000
-_SAVED_KEEPING_GRADIENT = 160  # for each element of the input, where the gradient of the weight is computed whole
+# products saved, for each element of the input and in total, above which cropping pays on the CPU: as measured for
+# fastvae.ops.masked_conv2d, and where the gradient of the weight is computed whole
+_PAYS = (80, 4_000_000)
+_PAYS_KEEPING_GRADIENT = (160, 20_000_000)
 _NOWHERE = Window(0, 0, 0, 0)
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Plan:
         kind: "A", "B", or None for another mask.
         live: the window of the taps that the mask keeps.
         served: False where the mask has become one that cannot be served.
+        settings: the plain attributes under which this was found out.
     """
 
     mask_name: str
@@ -44,6 +46,7 @@ class Plan:
     kind: Kind | None = None
     live: Window = _NOWHERE
     served: bool = False
+    settings: tuple[tuple[str, Any], ...] = ()
     seen: tuple[Tensor, int] | None = field(default=None, repr=False, compare=False)  # the mask when last looked at
 
     def look_at(self, mask: Tensor) -> None:
@@ -99,11 +102,26 @@ def _serves(module: Any, plan: Plan, mask: Tensor, x: Any) -> bool:
         plan.look_at(mask)
     if not plan.served or 0 in x.shape:
         return False
+    for name, value in plan.settings:
+        if getattr(module, name, plan) != value:
+            return False
     if x.is_cuda:
         return True
+    each, in_total = _PAYS_KEEPING_GRADIENT if plan.keeps_gradient and torch.is_grad_enabled() else _PAYS
     saved = plan.saved((module.out_channels, module.in_channels, *module.kernel_size))
-    least = _SAVED_KEEPING_GRADIENT if plan.keeps_gradient and torch.is_grad_enabled() else _SAVED_PER_INPUT
-    return saved >= least and saved * x.numel() >= _SAVED_IN_TOTAL
+    return saved >= each and saved * x.numel() >= in_total
+
+
+def settings_of(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """The numbers, strings, flags and tuples among the attributes of a layer, which its forward may depend on."""
+    own = vars(module).items()
+    return tuple((name, value) for name, value in own if name not in _OF_EVERY_MODULE and _is_simple(value))
+
+
+def _is_simple(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_simple, value))
+    return isinstance(value, bool | int | float | str | None)
 
 
 def describe_mask(plan: Plan, kernel_size: tuple[int, int]) -> str:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .exact import exact_products
-from .layer import Plan
+from .layer import Plan, settings_of
 from .replica import Replica, mask_names, replicate
 
 __all__ = ["probe"]
@@ -66,7 +66,7 @@ def _plan(module: nn.Conv2d, mask_name: str, dtype: torch.dtype, tolerance: floa
     if len(found) != 1:
         raise _Refused("its forward masks differently in training and in evaluation mode")
     zeroes_weight, keeps_gradient = found.pop()
-    plan = Plan(mask_name, zeroes_weight, keeps_gradient)
+    plan = Plan(mask_name, zeroes_weight, keeps_gradient, settings=settings_of(module))
     plan.look_at(getattr(module, mask_name).detach())
     if plan.live.num_taps == module.kernel_size[0] * module.kernel_size[1]:
         raise _Refused(f"nothing to save: the taps that '{mask_name}' keeps span the whole kernel")

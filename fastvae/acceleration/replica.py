@@ -27,8 +27,8 @@ class Replica:
 def replicate(module: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> Replica:
     """The stand-in of ``module`` in ``dtype``.
 
-    Parameters, and weights that a hook computes, become random leaves; masks and buffers become copies; containers are
-    copied one level deep; all else is shared.
+    Parameters, and weights that a hook computes, become random leaves; masks and whole numbers become copies; other
+    tensors become random; containers are copied one level deep; all else is shared.
     """
     leaves: dict[str, Tensor] = {}
     return Replica(_replicate(module, "", dtype, generator, leaves), leaves)
@@ -62,10 +62,11 @@ def _replicate(
             return type(value)(value) if type(value) in (list, dict, set) else value
         if not isinstance(value, Tensor):
             return value
-        is_weight = isinstance(value, nn.Parameter) or name in ("weight", "bias")
-        if not value.is_floating_point() or not is_weight or is_mask(value, kernel_size):
-            kept = value.detach().clone()
-            return kept.to(dtype) if kept.is_floating_point() else kept
+        if not value.is_floating_point() or is_mask(value, kernel_size):
+            return value.detach().clone()
+        if not isinstance(value, nn.Parameter) and name not in ("weight", "bias"):
+            # another buffer: a gain of one would show nothing
+            return torch.rand(value.shape, generator=generator, dtype=dtype, device="cpu").to(value.device) + 0.5
         random = torch.randn(value.shape, generator=generator, dtype=dtype, device="cpu").to(value.device)
         leaf = nn.Parameter(random) if isinstance(value, nn.Parameter) else random.requires_grad_()
         leaves[path + name] = leaf

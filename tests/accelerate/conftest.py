@@ -18,8 +18,8 @@ MODELS = Path(__file__).parent / "models"
 @pytest.fixture(autouse=True)
 def small_layers_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, layers as small as these would take their original forward: nothing would be tested."""
-    for threshold in ("_SAVED_PER_INPUT", "_SAVED_IN_TOTAL", "_SAVED_KEEPING_GRADIENT"):
-        monkeypatch.setattr(layer, threshold, 0)
+    for threshold in ("_PAYS", "_PAYS_KEEPING_GRADIENT"):
+        monkeypatch.setattr(layer, threshold, (0, 0))
 
 
 @pytest.fixture

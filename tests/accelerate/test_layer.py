@@ -169,6 +169,25 @@ def test_small_layers_take_the_original_forward_on_the_cpu(
     assert not fast_calls
 
 
+def test_a_changed_attribute_brings_the_original_forward_back(fast_calls: list[str]) -> None:
+    class Switched(OutOfPlace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.masked = True
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x) if self.masked else nn.Conv2d.forward(self, x)
+
+    theirs = Switched().double()
+    ours = copy.deepcopy(theirs)
+    assert fastvae.accelerate(ours).swapped
+    for name, value in (("masked", False), ("masked", True), ("padding", (0, 0))):
+        setattr(theirs, name, value)
+        setattr(ours, name, value)
+        torch.testing.assert_close(ours(X), theirs(X))
+    assert len(fast_calls) == 1
+
+
 @STYLES
 def test_all_derivatives_are_the_originals(style: type[OutOfPlace]) -> None:
     theirs, ours = pair(style, channels=2)

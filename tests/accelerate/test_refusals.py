@@ -80,6 +80,17 @@ class ScalesItsBias(Masked):
         return y
 
 
+class Scales(Masked):
+    """By a gain that is one now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.gain
+
+
 class Returns(Masked):
     def forward(self, x: Tensor) -> Any:  # type: ignore[override]
         return super().forward(x), x
@@ -167,6 +178,7 @@ CASES = {
     "remembers": (Remembers, "sets .'seen'"),
     "changes its bias": (ScalesItsBias, "changes 'bias'"),
     "replaces its weight": (ReplacesItsWeight, "changes 'weight'"),
+    "a gain of one": (Scales, "is not a convolution"),
     "returns a tuple": (Returns, "returns a tuple"),
     "needs a condition": (NeedsMore, "cannot be tried alone: TypeError"),
     "forward on the instance": (replaced, "replaced on the instance"),
