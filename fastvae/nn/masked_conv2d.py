@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastvae.ops.masked_conv2d import Mask, masked_conv2d
+from fastvae.ops.masked_conv2d import NamedMask, masked_conv2d_by_taps
+from fastvae.ops.masked_conv2d_checks import check_arguments, check_mask
+from fastvae.ops.masked_conv2d_taps import named_taps, taps_of
 
 __all__ = ["MaskedConv2d"]
 
@@ -12,21 +14,24 @@ __all__ = ["MaskedConv2d"]
 class MaskedConv2d(nn.Conv2d):
     """Convolution that sees only earlier pixels in raster order; see :func:`fastvae.ops.masked_conv2d`.
 
-    Arguments in the order of ``nn.Conv2d``, the same parameters, initialisation and state dict; ``mask`` is the one
-    addition. The size of the image is kept, so ``padding`` is ``dilation * (kernel_size // 2)``, its default here.
-    The weight is stored whole; its masked taps have no effect and no gradient.
+    Arguments in the order of ``nn.Conv2d``, the same parameters, initialisation and state dict; ``mask`` and
+    ``num_colours`` are the additions. The size of the image is kept, so ``padding`` is
+    ``dilation * (kernel_size // 2)``, its default here. The weight is stored whole; its masked taps have no effect and
+    no gradient. Nothing is derived from the weight but in a call, so nothing can be out of date.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        kernel_size: odd, one number or two equal ones.
+        kernel_size: odd, one number or (rows, columns); one row is the horizontal stack of a gated net.
         stride: 1.
         padding: None, "same", or the number that keeps the size of the image.
         dilation: the distance between taps, one number or two equal ones.
         groups: 1.
         bias: whether to learn one.
         padding_mode: "zeros".
-        mask: "A" for a first layer, whose pixel must not see itself, "B" for every later one.
+        mask: "A" for a first layer, whose pixel must not see itself, "B" for every later one; "vertical",
+            "vertical-strict", or a boolean tensor that broadcasts to the weight, of which a copy is kept.
+        num_colours: the groups of channels that see each other within a pixel, for masks A and B.
         device: as in ``nn.Conv2d``.
         dtype: as in ``nn.Conv2d``.
 
@@ -45,6 +50,8 @@ class MaskedConv2d(nn.Conv2d):
         torch.Size([2, 16, 28, 28])
     """
 
+    given_mask: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -59,12 +66,11 @@ class MaskedConv2d(nn.Conv2d):
         device: Any = None,
         dtype: Any = None,
         *,
-        mask: Mask,
+        mask: NamedMask | Tensor,
+        num_colours: int = 1,
     ) -> None:
-        if mask not in ("A", "B"):
-            raise ValueError(f'mask must be "A" (without the centre) or "B" (with it), got {mask!r}')
-        size = _one_number("kernel_size", kernel_size)
-        if size < 1 or size % 2 == 0:
+        size = _two_numbers("kernel_size", kernel_size)
+        if any(number < 1 or number % 2 == 0 for number in size):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}: an even kernel has no centre tap")
         step = _one_number("dilation", dilation)
         if step < 1:
@@ -75,28 +81,55 @@ class MaskedConv2d(nn.Conv2d):
             raise ValueError(f"groups must be 1, got {groups}")
         if padding_mode != "zeros":
             raise ValueError(f'padding_mode must be "zeros", got {padding_mode!r}: other modes repeat later pixels')
-        keeping = step * (size // 2)
-        if padding is not None and padding != "same" and padding not in (keeping, (keeping, keeping)):
+        keeping = (step * (size[0] // 2), step * (size[1] // 2))
+        if padding is not None and padding != "same" and _both(padding) != keeping:
             raise ValueError(
-                f"padding must be {keeping} = dilation * (kernel_size // 2) to keep the size of the image, "
-                f"got {padding!r}; leave it out"
+                f"padding must be {keeping[0] if keeping[0] == keeping[1] else keeping} = dilation * "
+                f"(kernel_size // 2) to keep the size of the image, got {padding!r}; leave it out"
             )
         super().__init__(
             in_channels, out_channels, size, 1, keeping, step, 1, bias, "zeros", device=device, dtype=dtype
         )
-        self.mask: Mask = mask
+        given = mask.to(self.weight.device) if isinstance(mask, Tensor) else mask
+        check_mask(given, self.weight, num_colours)
+        self.num_colours = num_colours
+        self.mask_name: NamedMask | None = None if isinstance(given, Tensor) else given
+        # read once: a compiled forward could not look at the values
+        self._taps = taps_of(given, size) if isinstance(given, Tensor) else named_taps(size, given, num_colours)
+        self.register_buffer("given_mask", given.clone() if isinstance(given, Tensor) else None, persistent=False)
+
+    @property
+    def mask(self) -> NamedMask | Tensor:
+        """The mask that was given."""
+        return self.mask_name or self.given_mask
 
     def forward(self, x: Tensor) -> Tensor:
-        return masked_conv2d(x, self.weight, self.bias, mask=self.mask, dilation=self.dilation[0])
+        check_arguments(x, self.weight, self.bias, self.dilation[0])
+        return masked_conv2d_by_taps(
+            x, self.weight, self.bias, self._taps, self.mask, self.dilation[0], self.num_colours
+        )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, mask={self.mask!r}"
+        mask = "given" if self.mask_name is None else repr(self.mask_name)
+        colours = "" if self.num_colours == 1 else f", num_colours={self.num_colours}"
+        return f"{super().extra_repr()}, mask={mask}{colours}"
+
+
+def _both(value: Any) -> Any:
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
+
+
+def _two_numbers(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    both = _both(value)
+    if len(both) != 2:
+        raise ValueError(f"{name} must be one number or two, got {value}")
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in both):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    return both
 
 
 def _one_number(name: str, value: int | tuple[int, int]) -> int:
-    both = value if isinstance(value, tuple | list) else (value, value)
-    if len(both) != 2 or both[0] != both[1]:
+    both = _two_numbers(name, value)
+    if both[0] != both[1]:
         raise ValueError(f"{name} must be one number or two equal ones, got {value}")
-    if not isinstance(both[0], int) or isinstance(both[0], bool):
-        raise ValueError(f"{name} must be an integer, got {value!r}")
     return both[0]

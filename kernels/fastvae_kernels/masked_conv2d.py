@@ -24,7 +24,9 @@ def conv_kernel(
     # meta
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
-    KERNEL_SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,  # of the window of taps
+    ABOVE: tl.constexpr,  # rows from its first tap down to the output pixel
+    BEFORE: tl.constexpr,  # columns likewise
     DILATION: tl.constexpr,
     DIRECTION: tl.constexpr,  # 1: taps look back (forward); -1: mirrored (input gradient)
     FLAT: tl.constexpr,  # few input channels: one block reduces over several taps
@@ -43,15 +45,14 @@ def conv_kernel(
     x_rows = x_ptr + pixel * C_IN  # [M]
     w_rows = weight_ptr + out * C_IN  # [N]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    REACH: tl.constexpr = KERNEL_SIZE // 2
     if FLAT:
         # element k of the flattened reduction is channel k % C_IN of tap k // C_IN
         for start in range(0, num_taps * C_IN, BLOCK_K):
             k = start + lane
             tap = k // C_IN
             channel = k % C_IN
-            dy = DIRECTION * DILATION * (tap // KERNEL_SIZE - REACH)  # [K]
-            dx = DIRECTION * DILATION * (tap % KERNEL_SIZE - REACH)
+            dy = DIRECTION * DILATION * (tap // COLUMNS - ABOVE)  # [K]
+            dx = DIRECTION * DILATION * (tap % COLUMNS - BEFORE)
             y_in = row[:, None] + dy[None, :]
             x_in = col[:, None] + dx[None, :]
             inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
@@ -67,8 +68,8 @@ def conv_kernel(
         for step in range(0, num_taps * BLOCKS):
             tap = step // BLOCKS
             channel = (step % BLOCKS) * BLOCK_K + lane
-            dy = DIRECTION * DILATION * (tap // KERNEL_SIZE - REACH)
-            dx = DIRECTION * DILATION * (tap % KERNEL_SIZE - REACH)
+            dy = DIRECTION * DILATION * (tap // COLUMNS - ABOVE)
+            dx = DIRECTION * DILATION * (tap % COLUMNS - BEFORE)
             inside = (row + dy >= 0) & (row + dy < height) & (col + dx >= 0) & (col + dx < width)
             live = (inside & is_pixel)[:, None]  # the halo is the mask of the load
             is_weight = (out < C_OUT)[:, None]
@@ -100,7 +101,9 @@ def grad_weight_kernel(
     # meta
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
-    KERNEL_SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,  # of the window of taps
+    ABOVE: tl.constexpr,  # rows from its first tap down to the output pixel
+    BEFORE: tl.constexpr,  # columns likewise
     DILATION: tl.constexpr,
     FLAT: tl.constexpr,  # few input channels: one block covers several taps
     PRECISION: tl.constexpr,
@@ -110,22 +113,21 @@ def grad_weight_kernel(
 ):
     out = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     lane = tl.arange(0, BLOCK_N)
-    REACH: tl.constexpr = KERNEL_SIZE // 2
     BLOCKS: tl.constexpr = (C_IN + BLOCK_N - 1) // BLOCK_N
     if FLAT:
         column = tl.program_id(1) * BLOCK_N + lane  # of (T, C_IN), flattened
         tap = column // C_IN
         is_column = tap < num_taps
-        dy = DILATION * (tap // KERNEL_SIZE - REACH)  # [N]
-        dx = DILATION * (tap % KERNEL_SIZE - REACH)
+        dy = DILATION * (tap // COLUMNS - ABOVE)  # [N]
+        dx = DILATION * (tap % COLUMNS - BEFORE)
         offset = (dy * width + dx) * C_IN + column % C_IN
     else:
         one_tap = tl.program_id(1) // BLOCKS
         channel = (tl.program_id(1) % BLOCKS) * BLOCK_N + lane
         column = one_tap * C_IN + channel
         is_column = channel < C_IN
-        one_dy = DILATION * (one_tap // KERNEL_SIZE - REACH)
-        one_dx = DILATION * (one_tap % KERNEL_SIZE - REACH)
+        one_dy = DILATION * (one_tap // COLUMNS - ABOVE)
+        one_dx = DILATION * (one_tap % COLUMNS - BEFORE)
         offset = (one_dy * width + one_dx) * C_IN + channel
     share = tl.program_id(2).to(tl.int64)
     first = share * pixels_per_share
@@ -155,22 +157,41 @@ def grad_weight_kernel(
     tl.store(partial_ptr + rows[:, None] + column[None, :], acc, mask=is_output)
 
 
-def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, live: int, dilation: int) -> torch.Tensor:
-    """``x`` (N, C_in, H, W), ``weight`` (C_out, C_in, k, k) with ``live`` taps -> (N, C_out, H, W) in NHWC."""
-    packed = weight.flatten(2)[..., :live].permute(2, 0, 1)  # (T, C_out, C_in)
-    return _convolve(x, packed, bias, weight.shape[-1], dilation, direction=1)
+def forward(
+    x: torch.Tensor,
+    window: torch.Tensor,
+    bias: torch.Tensor | None,
+    live: int,
+    dilation: int,
+    centre: tuple[int, int],
+) -> torch.Tensor:
+    """``x`` (N, C_in, H, W), ``window`` (C_out, C_in, rows, columns) with ``live`` taps -> (N, C_out, H, W) in NHWC.
+
+    The output pixel lies ``centre`` rows and columns below and right of the first tap.
+    """
+    packed = window.flatten(2)[..., :live].permute(2, 0, 1)  # (T, C_out, C_in)
+    return _convolve(x, packed, bias, window.shape[-1], dilation, centre, direction=1)
 
 
-def grad_input(grad_y: torch.Tensor, weight: torch.Tensor, live: int, dilation: int) -> torch.Tensor:
+def grad_input(
+    grad_y: torch.Tensor, window: torch.Tensor, live: int, dilation: int, centre: tuple[int, int]
+) -> torch.Tensor:
     """``grad_y`` (N, C_out, H, W) -> (N, C_in, H, W) in NHWC: the same convolution with mirrored taps."""
-    packed = weight.flatten(2)[..., :live].permute(2, 1, 0)  # (T, C_in, C_out)
-    return _convolve(grad_y, packed, None, weight.shape[-1], dilation, direction=-1)
+    packed = window.flatten(2)[..., :live].permute(2, 1, 0)  # (T, C_in, C_out)
+    return _convolve(grad_y, packed, None, window.shape[-1], dilation, centre, direction=-1)
 
 
-def grad_weight(x: torch.Tensor, grad_y: torch.Tensor, kernel_size: int, live: int, dilation: int) -> torch.Tensor:
-    """``x`` (N, C_in, H, W), ``grad_y`` (N, C_out, H, W) -> (C_out, C_in, k, k), exactly zero at the dead taps."""
+def grad_weight(
+    x: torch.Tensor,
+    grad_y: torch.Tensor,
+    size: tuple[int, int],
+    live: int,
+    dilation: int,
+    centre: tuple[int, int],
+) -> torch.Tensor:
+    """``x`` (N, C_in, H, W), ``grad_y`` (N, C_out, H, W) -> (C_out, C_in, *size), exactly zero at the dead taps."""
     in_channels, out_channels = x.shape[1], grad_y.shape[1]
-    result = x.new_zeros(out_channels, in_channels, kernel_size, kernel_size)
+    result = x.new_zeros(out_channels, in_channels, *size)
     num_pixels = x.shape[0] * x.shape[2] * x.shape[3]
     if num_pixels == 0 or live == 0:
         return result
@@ -196,7 +217,9 @@ def grad_weight(x: torch.Tensor, grad_y: torch.Tensor, kernel_size: int, live: i
         pixels_per_share=pixels_per_share,
         C_IN=in_channels,
         C_OUT=out_channels,
-        KERNEL_SIZE=kernel_size,
+        COLUMNS=size[1],
+        ABOVE=centre[0],
+        BEFORE=centre[1],
         DILATION=dilation,
         FLAT=flat,
         PRECISION=_precision(x.dtype),
@@ -210,8 +233,9 @@ def _convolve(
     x: torch.Tensor,
     packed: torch.Tensor,
     bias: torch.Tensor | None,
-    kernel_size: int,
+    columns: int,
     dilation: int,
+    centre: tuple[int, int],
     direction: int,
 ) -> torch.Tensor:
     live, out_channels, in_channels = packed.shape
@@ -236,7 +260,9 @@ def _convolve(
         num_taps=live,
         C_IN=in_channels,
         C_OUT=out_channels,
-        KERNEL_SIZE=kernel_size,
+        COLUMNS=columns,
+        ABOVE=centre[0],
+        BEFORE=centre[1],
         DILATION=dilation,
         DIRECTION=direction,
         FLAT=flat,

@@ -39,7 +39,9 @@ def compile_row(
     meta = {
         "C_IN": in_channels,
         "C_OUT": out_channels,
-        "KERNEL_SIZE": 7,
+        "COLUMNS": 7,
+        "ABOVE": 3,
+        "BEFORE": 3,
         "DILATION": 1,
         "FLAT": flat,
         "PRECISION": precision,

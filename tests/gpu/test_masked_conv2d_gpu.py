@@ -105,7 +105,7 @@ def test_an_invalid_pixel_spoils_exactly_the_outputs_that_may_see_it(mask: Any, 
     x, weight, _, _ = tensors(channels, 64, 5, torch.bfloat16)
     i, j = 11, 13
     x[1, 0, i, j] = float("nan")
-    spoilt = kernels.forward(x, weight, None, reference.count_live_taps(5, mask), 1).isnan().any(1)
+    spoilt = kernels.forward(x, weight, None, reference.count_live_taps(5, mask), 1, (2, 2)).isnan().any(1)
     rows, cols = torch.meshgrid(torch.arange(28, device="cuda"), torch.arange(29, device="cuda"), indexing="ij")
     in_reach = ((rows - i).abs() <= 2) & ((cols - j).abs() <= 2)
     later = (rows > i) | ((rows == i) & (cols > j)) | ((rows == i) & (cols == j) & (mask == "B"))
@@ -119,7 +119,7 @@ def test_unaligned_and_sliced_inputs_are_served() -> None:
     unaligned = torch.empty(x.numel() + 1, device="cuda", dtype=x.dtype)[1:].view(3, 28, 29, 64)
     unaligned.copy_(x.permute(0, 2, 3, 1))
     for other in (unaligned.permute(0, 3, 1, 2), torch.cat([x, x], 1)[:, 64:]):
-        got = kernels.forward(other, weight, bias, 5, 1)
+        got = kernels.forward(other, weight, bias, 5, 1, (1, 1))
         torch.testing.assert_close(got, want[0])
 
 
@@ -142,11 +142,11 @@ def test_offsets_beyond_32_bits_are_right() -> None:
     x[-1].normal_()
     assert x.numel() > 2**31
     weight = torch.randn(64, 64, 3, 3, device="cuda", dtype=torch.bfloat16) / 8
-    y = kernels.forward(x, weight, None, 5, 1)
-    torch.testing.assert_close(y[-1:], kernels.forward(x[-1:], weight, None, 5, 1))
+    y = kernels.forward(x, weight, None, 5, 1, (1, 1))
+    torch.testing.assert_close(y[-1:], kernels.forward(x[-1:], weight, None, 5, 1, (1, 1)))
     assert (y[-3:-1] == 0).all()
-    grad = kernels.grad_weight(x, y, 3, 5, 1)
-    torch.testing.assert_close(grad, kernels.grad_weight(x[-1:], y[-1:], 3, 5, 1), rtol=2e-2, atol=2e-2)
+    grad = kernels.grad_weight(x, y, (3, 3), 5, 1, (1, 1))
+    torch.testing.assert_close(grad, kernels.grad_weight(x[-1:], y[-1:], (3, 3), 5, 1, (1, 1)), rtol=2e-2, atol=2e-2)
 
 
 def test_layouts_are_preserved() -> None:

@@ -35,11 +35,12 @@ def check_all_three(
     grad_x, grad_weight = torch.autograd.grad(want, exact, grad_y.double())
     kernel_size = weight.shape[-1]
     live, tolerance = reference.count_live_taps(kernel_size, mask), TOLERANCE[x.dtype]
-    y = kernels.forward(x, weight, bias, live, dilation)
+    centre = (kernel_size // 2, kernel_size // 2)
+    y = kernels.forward(x, weight, bias, live, dilation, centre)
     assert y.dtype == x.dtype
     torch.testing.assert_close(y.double(), want.detach(), **tolerance)
-    torch.testing.assert_close(kernels.grad_input(grad_y, weight, live, dilation).double(), grad_x, **tolerance)
-    ours = kernels.grad_weight(x, grad_y, kernel_size, live, dilation)
+    torch.testing.assert_close(kernels.grad_input(grad_y, weight, live, dilation, centre).double(), grad_x, **tolerance)
+    ours = kernels.grad_weight(x, grad_y, (kernel_size, kernel_size), live, dilation, centre)
     assert (ours[..., reference.raster_mask(kernel_size, mask) == 0] == 0).all()
     torch.testing.assert_close(ours.double(), grad_weight, **tolerance)
 
@@ -74,11 +75,39 @@ def test_any_shape_is_served(
     check_all_three(x, torch.randn(out_channels, in_channels, kernel_size, kernel_size) / 5, None, grad_y, mask)
 
 
+@pytest.mark.parametrize("channels", [3, 20])
+@pytest.mark.parametrize(
+    ("mask", "kernel_size", "dilation", "num_colours"),
+    [
+        ("A", (1, 5), 1, 1),
+        ("B", (3, 5), 1, 3),
+        ("A", (3, 3), 1, 2),
+        ("vertical", (3, 3), 2, 1),
+        ("vertical-strict", (5, 3), 1, 1),
+        (torch.tensor([[0, 0, 0], [0, 1, 1], [1, 1, 0]]) != 0, (3, 3), 1, 1),
+    ],
+)
+def test_every_kind_of_mask_is_served(
+    mask: Any, kernel_size: tuple[int, int], dilation: int, num_colours: int, channels: int
+) -> None:
+    x = torch.randn(2, channels, 5, 6, requires_grad=True)
+    weight = (torch.randn(7, channels, *kernel_size) / 5).requires_grad_()
+    inputs = (x, weight, torch.randn(7, requires_grad=True))
+    with fastvae.backend("triton"):
+        y = ops.masked_conv2d(*inputs, mask=mask, dilation=dilation, num_colours=num_colours)
+    want = reference.masked_conv2d(*inputs, mask, dilation, num_colours)
+    grad_y = torch.randn_like(want)
+    for got, expected in zip(
+        (y, *torch.autograd.grad(y, inputs, grad_y)), (want, *torch.autograd.grad(want, inputs, grad_y)), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=3e-5)
+
+
 def test_many_pixels_are_summed_in_shares() -> None:
     x, grad_y = torch.randn(3, 2, 30, 31), torch.randn(3, 4, 30, 31)  # 2790 pixels: more than one share
     weight = torch.randn(4, 2, 3, 3)
     check_all_three(x, weight, torch.randn(4), grad_y / 30, "B")
-    first, second = (kernels.grad_weight(x, grad_y, 3, 5, 1) for _ in range(2))
+    first, second = (kernels.grad_weight(x, grad_y, (3, 3), 5, 1, (1, 1)) for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -96,7 +125,9 @@ def test_strided_and_unaligned_inputs_are_served() -> None:
 def test_an_invalid_pixel_spoils_exactly_the_outputs_that_may_see_it(channels: int, mask: Any) -> None:
     x = torch.rand(1, channels, 5, 6)
     x[0, 1, 2, 3] = float("nan")
-    spoilt = kernels.forward(x, torch.rand(4, channels, 3, 3), None, reference.count_live_taps(3, mask), 1).isnan()
+    spoilt = kernels.forward(
+        x, torch.rand(4, channels, 3, 3), None, reference.count_live_taps(3, mask), 1, (1, 1)
+    ).isnan()
     for i in range(5):
         for j in range(6):
             in_reach = max(abs(i - 2), abs(j - 3)) <= 1

@@ -83,10 +83,72 @@ def test_its_description_names_the_mask() -> None:
     assert repr(MaskedConv2d(1, 2, 3, mask="A")).endswith("padding=(1, 1), mask='A')")
 
 
+GIVEN = torch.tensor([[0, 0, 0], [1, 1, 0], [0, 1, 1]]) != 0
+OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "horizontal": ((1, 5), {"mask": "A"}),
+    "vertical": (3, {"mask": "vertical"}),
+    "vertical-strict": ((3, 5), {"mask": "vertical-strict", "dilation": 2}),
+    "colours": (3, {"mask": "A", "num_colours": 3}),
+    "given": (3, {"mask": GIVEN}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_mask_runs_compiled_copied_and_moved(name: str) -> None:
+    kernel_size, options = OTHERS[name]
+    layer = MaskedConv2d(6, 9, kernel_size, **options)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    x = torch.randn(2, 6, 30, 31)
+    dilation, colours = options.get("dilation", 1), options.get("num_colours", 1)
+    want = reference.masked_conv2d(x, layer.weight, layer.bias, options["mask"], dilation, colours)
+    torch.testing.assert_close(layer(x), want)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), want)
+    double = copy.deepcopy(layer).double()
+    torch.testing.assert_close(double(x.double()).float(), want, rtol=1e-4, atol=1e-5)
+    assert ("given" if name == "given" else repr(options["mask"])) in repr(layer)
+
+
+def test_a_given_mask_is_copied() -> None:
+    mask = GIVEN.clone()
+    layer = MaskedConv2d(2, 2, 3, mask=mask)
+    x = torch.randn(1, 2, 5, 5)
+    before = layer(x)
+    mask.zero_()
+    assert torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize("mask", ["A", GIVEN])
+def test_nothing_of_an_earlier_weight_is_kept(mask: Any) -> None:
+    layer = MaskedConv2d(64, 64, 3, mask=mask)
+    x = torch.randn(1, 64, 28, 28)
+
+    def is_up_to_date() -> bool:
+        want = reference.masked_conv2d(x, layer.weight, layer.bias, mask)
+        return torch.allclose(layer(x), want, rtol=1e-4, atol=1e-5)
+
+    optimiser = torch.optim.SGD(layer.parameters(), lr=1.0)
+    layer(x).square().sum().backward()
+    optimiser.step()
+    assert is_up_to_date()
+    layer.load_state_dict({name: torch.randn_like(t) for name, t in layer.state_dict().items()})
+    assert is_up_to_date()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn_like(layer.weight))
+    assert is_up_to_date()
+    layer.weight.data = torch.randn_like(layer.weight)  # the version counter does not move here
+    assert is_up_to_date()
+    layer.weight.data.mul_(-1)
+    assert is_up_to_date()
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"mask": "a"}, "mask must be .* got 'a'"),
     ({"kernel_size": 4}, "kernel_size must be odd, got 4"),
-    ({"kernel_size": (3, 5)}, r"kernel_size must be one number or two equal ones, got \(3, 5\)"),
+    ({"kernel_size": (3, 4)}, r"kernel_size must be odd, got \(3, 4\)"),
+    ({"kernel_size": (3, 3, 3)}, r"kernel_size must be one number or two, got \(3, 3, 3\)"),
+    ({"kernel_size": (3, 5), "padding": 1}, r"padding must be \(1, 2\) = dilation .* got 1"),
+    ({"dilation": (1, 2)}, r"dilation must be one number or two equal ones, got \(1, 2\)"),
+    ({"num_colours": 9}, "num_colours must be at most the number of channels"),
     ({"kernel_size": 3.0}, "kernel_size must be an integer, got 3.0"),
     ({"stride": 2}, "stride must be 1, got 2"),
     ({"padding": 0}, r"padding must be 1 = dilation \* \(kernel_size // 2\).* got 0"),

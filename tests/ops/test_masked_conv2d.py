@@ -225,18 +225,23 @@ def test_a_forced_backend_that_cannot_run_says_why() -> None:
 
 
 OPERATORS: dict[str, Callable[[], tuple[Any, ...]]] = {
-    "masked_conv2d": lambda: (*arguments(), 5, 1),
+    "masked_conv2d": lambda: (*arguments(), 5, 1, 1, 1),
     "masked_conv2d_grad_input": lambda: (
         torch.randn(2, 5, 9, 11, requires_grad=True).to(memory_format=torch.channels_last),
         torch.randn(5, 4, 3, 3, requires_grad=True),
         4,
+        1,
+        1,
         2,
     ),
     "masked_conv2d_grad_weight": lambda: (
         torch.randn(2, 4, 9, 11, requires_grad=True),
         torch.randn(2, 5, 9, 11, requires_grad=True),
         3,
+        3,
         5,
+        1,
+        1,
         1,
     ),
 }
@@ -251,10 +256,10 @@ def test_the_operators_are_each_others_derivatives() -> None:
     x, weight, bias = arguments(2, 3, (3, 4))
     grad_y = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
     fast = torch.ops.fastvae
-    assert torch.autograd.gradcheck(lambda *t: fast.masked_conv2d(*t, 5, 1), (x, weight, bias))
-    assert torch.autograd.gradgradcheck(lambda *t: fast.masked_conv2d(*t, 5, 1), (x, weight, bias))
-    assert torch.autograd.gradcheck(lambda *t: fast.masked_conv2d_grad_input(*t, 4, 1), (grad_y, weight))
-    assert torch.autograd.gradcheck(lambda *t: fast.masked_conv2d_grad_weight(*t, 3, 5, 1), (x, grad_y))
+    assert torch.autograd.gradcheck(lambda *t: fast.masked_conv2d(*t, 5, 1, 1, 1), (x, weight, bias))
+    assert torch.autograd.gradgradcheck(lambda *t: fast.masked_conv2d(*t, 5, 1, 1, 1), (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda *t: fast.masked_conv2d_grad_input(*t, 4, 1, 1, 1), (grad_y, weight))
+    assert torch.autograd.gradcheck(lambda *t: fast.masked_conv2d_grad_weight(*t, 3, 3, 5, 1, 1, 1), (x, grad_y))
 
 
 X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
@@ -265,7 +270,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"bias": torch.zeros(6).half()}, TypeError, "bias must have the dtype of x"),
     ({"weight": W.to("meta")}, ValueError, "weight must be on the device of x, cpu, got meta"),
     ({"x": X[0, 0]}, ValueError, r"x must be \(N, C, H, W\) or \(C, H, W\), got shape \(8, 8\)"),
-    ({"weight": W[..., :2]}, ValueError, r"weight must be \(C_out, C_in, k, k\), got shape \(6, 4, 3, 2\)"),
+    ({"weight": W[0]}, ValueError, r"weight must be \(C_out, C_in, kH, kW\), got shape \(4, 3, 3\)"),
+    ({"weight": W[..., :2]}, ValueError, "odd kernel size, got 2: an even one has no centre"),
     ({"weight": torch.zeros(6, 4, 4, 4)}, ValueError, "odd kernel size, got 4"),
     ({"x": X[:, :3]}, ValueError, r"x must have the 4 channels of weight, got shape \(2, 3, 8, 8\)"),
     ({"x": X[:, :, :0]}, ValueError, "only the batch may be empty"),
@@ -273,6 +279,13 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"mask": "C"}, ValueError, "mask must be .* got 'C'"),
     ({"dilation": 0}, ValueError, "dilation must be a positive integer, got 0"),
     ({"dilation": True}, ValueError, "dilation must be a positive integer, got True"),
+    ({"mask": torch.ones(3, 3)}, TypeError, "a given mask must be boolean, got torch.float32; pass mask != 0"),
+    ({"mask": torch.ones(3, 2, dtype=torch.bool)}, ValueError, r"mask must broadcast .* got shape \(3, 2\)"),
+    ({"mask": torch.ones(1, 6, 4, 3, 3, dtype=torch.bool)}, ValueError, "mask must broadcast"),
+    ({"mask": torch.ones(3, 3, dtype=torch.bool, device="meta")}, ValueError, "mask must be on the device of weight"),
+    ({"num_colours": 0}, ValueError, "num_colours must be a positive integer, got 0"),
+    ({"num_colours": 5}, ValueError, "num_colours must be at most the number of channels.* got 5"),
+    ({"num_colours": 2, "mask": "vertical"}, ValueError, "num_colours=2 needs mask A or B"),
 ]
 
 

@@ -1,0 +1,142 @@
+"""Which taps of a masked kernel are alive: the window that holds them, where it lies, and how many of it are needed."""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastvae.reference.masked_conv2d import NamedMask, count_live_taps, named_mask
+
+__all__ = ["Frame", "Taps", "frame_of", "live_window", "named_taps", "taps_of"]
+
+
+class Taps(NamedTuple):
+    """The smallest window of a kernel that holds its live taps. Plain numbers, which a compiler can trace.
+
+    Attributes:
+        top: the first row of the window in the kernel.
+        left: its first column.
+        rows: its height, at least 1 even if no tap is alive.
+        columns: its width, likewise.
+        live: the number of its first taps, in raster order, after which all are dead.
+        above: how many rows the centre of the kernel lies below the first row of the window.
+        before: how many columns it lies right of the first column.
+        is_partial: whether a weight among the first ``live`` taps is masked too, so that a mask has to be multiplied.
+    """
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+    live: int
+    above: int
+    before: int
+    is_partial: bool
+
+
+def named_taps(kernel_size: tuple[int, int], mask: NamedMask, num_colours: int = 1) -> Taps:
+    """The taps of a mask that has a name.
+
+    Example:
+        >>> named_taps((3, 3), "B")
+        Taps(top=0, left=0, rows=2, columns=3, live=5, above=1, before=1, is_partial=False)
+    """
+    height, width = kernel_size
+    has_colours = num_colours > 1 and mask in ("A", "B")
+    live = count_live_taps(kernel_size, "B" if has_colours else mask)  # of several colours the centre is part alive
+    rows = max(1, -(-live // width))
+    return Taps(0, 0, rows, width if rows > 1 else max(1, live), live, height // 2, width // 2, has_colours)
+
+
+_seen: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # mask -> (its version, its taps)
+
+
+def taps_of(mask: Tensor, kernel_size: tuple[int, int]) -> Taps:
+    """The taps of a boolean tensor that broadcasts to the weight; its values are read once per version.
+
+    Example:
+        >>> import torch
+        >>> taps_of(torch.tensor([[False, False, False], [True, True, False], [True, True, False]]), (3, 3))
+        Taps(top=1, left=0, rows=2, columns=2, live=4, above=0, before=1, is_partial=False)
+    """
+    version = None if mask.is_inference() else mask._version
+    known = _seen.get(mask)
+    if known is not None and version is not None and known[:2] == (version, kernel_size):
+        return known[2]
+    taps = _read_taps(mask.detach(), kernel_size)
+    _seen[mask] = (version, kernel_size, taps)
+    return taps
+
+
+def _read_taps(mask: Tensor, kernel_size: tuple[int, int]) -> Taps:
+    # leading dimensions of 1 make every mask (O, I, kH, kW) without copying what is repeated
+    per_weight = mask.view((1,) * (4 - mask.ndim) + tuple(mask.shape)).expand(-1, -1, *kernel_size)
+    is_live = per_weight.any(0).any(0)  # (kH, kW)
+    rows, columns = is_live.any(1).nonzero().flatten().tolist(), is_live.any(0).nonzero().flatten().tolist()
+    if not rows:
+        return Taps(0, 0, 1, 1, 0, kernel_size[0] // 2, kernel_size[1] // 2, False)
+    top, left, bottom, right = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+    window = per_weight[:, :, top:bottom, left:right]
+    live = int(is_live[top:bottom, left:right].flatten().nonzero()[-1]) + 1
+    is_partial = not bool(window.flatten(2)[..., :live].all())
+    above, before = kernel_size[0] // 2 - top, kernel_size[1] // 2 - left
+    return Taps(top, left, bottom - top, right - left, live, above, before, is_partial)
+
+
+def live_window(
+    weight: Tensor, taps: Taps, mask: NamedMask | Tensor, num_colours: int = 1, *, zero_dead: bool = True
+) -> Tensor:
+    """The window of ``weight``, (C_out, C_in, rows, columns), with masked weights multiplied by zero.
+
+    The taps after the first ``taps.live`` are zero, or with ``zero_dead=False`` may be anything.
+    """
+    rows, columns = slice(taps.top, taps.top + taps.rows), slice(taps.left, taps.left + taps.columns)
+    window = weight[:, :, rows, columns]
+    if taps.is_partial:
+        if not isinstance(mask, Tensor):
+            shape = (weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[3])
+            mask = named_mask(shape, mask, num_colours, dtype=weight.dtype, device=weight.device)
+        whole = mask.expand(*mask.shape[:-2], *weight.shape[-2:])
+        return window * whole[..., rows, columns].to(weight.dtype)
+    if zero_dead and taps.live < taps.rows * taps.columns:
+        prefix = window.flatten(2)[..., : taps.live]  # dead taps are not even read
+        return F.pad(prefix, (0, taps.rows * taps.columns - taps.live)).unflatten(2, (taps.rows, taps.columns))
+    return window
+
+
+class Frame(NamedTuple):
+    """What a convolution with a window needs around the image to keep its size.
+
+    Attributes:
+        even: rows and columns of zeros that the convolution itself adds on both sides.
+        uneven: what is added besides, or cut off where negative: left, right, above, below.
+    """
+
+    even: tuple[int, int]
+    uneven: tuple[int, int, int, int]
+
+    def around(self, x: Tensor) -> Tensor:
+        """``x`` with what the convolution does not add itself."""
+        left, right, above, below = self.uneven
+        if not any(self.uneven):
+            return x
+        if max(-left, -right) < x.shape[3] and max(-above, -below) < x.shape[2]:
+            return F.pad(x, self.uneven)
+        # the window lies wholly outside of a small image: nothing would be left between cutting and adding
+        wide = F.pad(x, [max(0, size) for size in self.uneven])
+        rows = slice(max(0, -above), wide.shape[2] + min(0, below))
+        return wide[:, :, rows, max(0, -left) : wide.shape[3] + min(0, right)]
+
+
+def frame_of(rows: int, columns: int, above: int, before: int, dilation: int) -> Frame:
+    """The frame for a window of ``rows`` x ``columns`` taps; the other arguments are those of :class:`Taps`.
+
+    Example:
+        >>> frame_of(2, 3, above=1, before=1, dilation=1)  # the upper two rows of a kernel of three
+        Frame(even=(0, 1), uneven=(0, 0, 1, 0))
+    """
+    top, bottom = above * dilation, (rows - 1 - above) * dilation
+    left, right = before * dilation, (columns - 1 - before) * dilation
+    down, across = max(0, min(top, bottom)), max(0, min(left, right))
+    return Frame((down, across), (left - across, right - across, top - down, bottom - down))
