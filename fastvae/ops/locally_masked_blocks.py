@@ -21,6 +21,7 @@ __all__ = ["forward", "grad_input", "grad_weight", "layout"]
 _FEWEST_CHANNELS = 12  # of a row that is worth gathering
 _CHUNK_BYTES = 4 << 20  # of the images that are computed together: they and what is gathered stay in the caches
 _COLUMN_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # of images that are unfolded together
+_FEWEST_PIXELS = 1 << 12  # below, F.unfold is faster than a loop over taps
 _FEWEST_ROWS = 64  # of a product for oneDNN
 
 
@@ -31,18 +32,20 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilati
     if taps is not None:
         return _static(x, weight, bias, taps, dilation).contiguous(memory_format=layout(x))
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    if not _can_gather(x):
+        y = x.new_empty(shape)
+        start = x.new_zeros(1) if bias is None else bias[:, None]
+        for part, columns in _unfolded(x, mask, size, dilation):
+            factor = weight.flatten(1).expand(len(columns), -1, -1)
+            torch.baddbmm(start, factor, columns, beta=0 if bias is None else 1, out=y[part].flatten(2))
+        return y.contiguous(memory_format=layout(x))
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
-    if _can_gather(x):
-        packed = weight.flatten(2).transpose(1, 2).contiguous()  # (C_out, k * k, C_in)
-        for part, chunk in _chunks(x, mask, weight.shape, dilation):
-            done = [_linear(chunk.gather(b), packed.index_select(1, b.taps).flatten(1), bias) for b in chunk.blocks]
-            rows = torch.cat(done).index_select(0, chunk.places())  # (n * H * W, C_out)
-            out = y[part].permute(0, 2, 3, 1)
-            out.copy_(rows.view(out.shape))
-        return y
-    for part, columns in _unfolded(x, mask, size, dilation):
-        product = weight.flatten(1) @ columns  # (n, C_out, H * W)
-        y[part] = (product if bias is None else product.add_(bias[:, None])).view(-1, *shape[1:])
+    packed = weight.flatten(2).transpose(1, 2).contiguous()  # (C_out, k * k, C_in)
+    for part, chunk in _chunks(x, mask, weight.shape, dilation):
+        done = [_linear(chunk.gather(b), packed.index_select(1, b.taps).flatten(1), bias) for b in chunk.blocks]
+        rows = torch.cat(done).index_select(0, chunk.places())  # (n * H * W, C_out)
+        out = y[part].permute(0, 2, 3, 1)
+        out.copy_(rows.view(out.shape))
     return y
 
 
@@ -53,13 +56,13 @@ def grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> T
     if channels >= _FEWEST_CHANNELS or channels >= weight.shape[0] or is_static:
         return forward(grad_y, weight.transpose(0, 1).flip(2, 3), None, mirrored(mask, size, dilation), dilation)
     # to few channels: multiplying first and folding then is less work
-    shape = (grad_y.shape[0], channels, *grad_y.shape[2:])
-    grad_x = torch.empty(shape, dtype=grad_y.dtype, device=grad_y.device, memory_format=layout(grad_y))
+    grad_x = grad_y.new_empty(grad_y.shape[0], channels, *grad_y.shape[2:])
     for part, keep in _parts(grad_y.shape[0], grad_x[0].numel() * size**2, mask, size, grad_y):
-        columns = weight.flatten(1).t() @ grad_y[part].flatten(2)  # (n, C_in * k * k, H * W)
+        some = grad_y[part].flatten(2)
+        columns = torch.bmm(weight.flatten(1).t().expand(len(some), -1, -1), some)  # (n, C_in * k * k, H * W)
         columns.view(keep.dtype).unflatten(1, (channels, size**2)).bitwise_and_(keep)
-        grad_x[part] = F.fold(columns, shape[2:], size, padding=size // 2 * dilation, dilation=dilation)
-    return grad_x
+        grad_x[part] = F.fold(columns, grad_x.shape[2:], size, padding=size // 2 * dilation, dilation=dilation)
+    return grad_x.contiguous(memory_format=layout(grad_y))
 
 
 def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilation: int) -> Tensor:
@@ -175,8 +178,14 @@ def _unfolded(x: Tensor, mask: Tensor, kernel_size: int, dilation: int) -> Itera
     border = kernel_size // 2 * dilation
     columns = x.new_empty(0)
     for part, keep in _parts(x.shape[0], x[0].numel() * kernel_size**2, mask, kernel_size, x):
-        framed = F.pad(x[part], (border,) * 4).view(keep.dtype)
-        shape = (framed.shape[0], x.shape[1], kernel_size**2, height, width)
+        images = x[part]
+        shape = (len(images), x.shape[1], kernel_size**2, height, width)
+        if images.numel() < _FEWEST_PIXELS:
+            whole = F.unfold(images, kernel_size, padding=border, dilation=dilation)
+            whole.view(keep.dtype).view(*shape[:3], -1).bitwise_and_(keep)
+            yield part, whole
+            continue
+        framed = F.pad(images, (border,) * 4).view(keep.dtype)
         columns = columns if len(columns) >= shape[0] else x.new_empty(shape)
         for tap in range(kernel_size**2):
             row, col = (place * dilation for place in divmod(tap, kernel_size))

@@ -65,10 +65,14 @@ def locally_masked_conv2d(
     backend = choose(x, weight, mask, unsupported=unsupported)
     if must_use_definition(x, weight) or not x.numel():
         return reference.locally_masked_conv2d(x, weight, bias, mask, dilation)
-    unfolded = x.numel() * weight.shape[-1] ** 2
-    if backend == "torch" and unfolded < _SMALL and not x.is_cuda and not torch.compiler.is_compiling():
+    if backend == "torch" and _is_small(x, weight) and not torch.compiler.is_compiling():
         return _gathered(x, weight, bias, mask, dilation)
     return _forward(x, weight, bias, mask, dilation, backend == "triton")
+
+
+def _is_small(x: Tensor, weight: Tensor) -> bool:
+    gathers_well = x.shape[1] == 1 or x.shape[1] >= 8  # rows of two to seven numbers are slow to gather
+    return not x.is_cuda and gathers_well and x.numel() * weight.shape[-1] ** 2 < _SMALL
 
 
 def _gathered(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
