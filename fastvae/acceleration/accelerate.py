@@ -138,8 +138,8 @@ def _swap(report: Report, module: nn.Module, plan: Plan, paths: list[str]) -> No
     except Exception as error:  # a class may forbid subclasses
         report.skipped.append(Skipped(paths[0], type(module).__name__, f"its class cannot be changed: {error}"))
         return
-    size = module.kernel_size
-    entry = Swapped(paths[0], tuple(paths[1:]), _style(plan), describe_mask(plan, size), size)  # type: ignore[arg-type]
+    size: Any = module.kernel_size
+    entry = Swapped(paths[0], tuple(paths[1:]), _style(plan), describe_mask(plan.taps, size), size)
     report.swapped.append(entry)
     report.modules.append(module)
 

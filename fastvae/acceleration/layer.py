@@ -6,14 +6,16 @@ class; only calls of ``forward`` take the fast way, and those that it does not s
 
 import copyreg
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fastvae.ops.masked_conv2d import NamedMask, masked_conv2d_by_taps
+from fastvae.ops.masked_conv2d_taps import Taps, named_taps, taps_of
+
 from .masked_gradient import convolve_keeping_gradient
-from .window import Kind, Window, convolve, raster_kind, window_of
 
 __all__ = ["Accelerated", "Plan", "describe_mask", "restore_class", "settings_of", "swap_class"]
 
@@ -22,7 +24,7 @@ _PLAN = "_accelerated"
 # fastvae.ops.masked_conv2d, and where the gradient of the weight is computed whole
 _PAYS = (80, 4_000_000)
 _PAYS_KEEPING_GRADIENT = (160, 20_000_000)
-_NOWHERE = Window(0, 0, 0, 0)
+_NOWHERE = Taps(0, 0, 0, 0, 0, 0, 0, False)
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
@@ -34,8 +36,7 @@ class Plan:
         mask_name: the attribute that holds the mask.
         zeroes_weight: whether a forward overwrites the masked taps of the weight by zero.
         keeps_gradient: whether masked taps receive a gradient.
-        kind: "A", "B", or None for another mask.
-        live: the window of the taps that the mask keeps.
+        taps: where the taps lie that the mask keeps.
         served: False where the mask has become one that cannot be served.
         settings: the plain attributes under which this was found out.
     """
@@ -43,8 +44,7 @@ class Plan:
     mask_name: str
     zeroes_weight: bool
     keeps_gradient: bool
-    kind: Kind | None = None
-    live: Window = _NOWHERE
+    taps: Taps = _NOWHERE
     served: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
     seen: tuple[Tensor, int] | None = field(default=None, repr=False, compare=False)  # the mask when last looked at
@@ -56,13 +56,10 @@ class Plan:
         version = -1 if mask.is_inference() else mask._version
         if self.seen is not None and self.seen[0] is mask and self.seen[1] == version:
             return
-        self.kind, self.live = raster_kind(mask), window_of(mask)
-        self.served = self.live.num_taps > 0 and bool(((mask == 0) | (mask == 1)).all())
+        self.served = mask.ndim in (2, 4) and bool(((mask == 0) | (mask == 1)).all())
+        if self.served:
+            self.taps = taps_of(mask != 0, (mask.shape[-2], mask.shape[-1]))
         self.seen = (mask, version)
-
-    def saved(self, weight_shape: tuple[int, ...]) -> int:
-        """Products saved for each element of the input."""
-        return weight_shape[0] * (weight_shape[2] * weight_shape[3] - self.live.num_taps)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "seen": None}  # copies and files hold another mask
@@ -80,8 +77,8 @@ class Accelerated:
         if plan.zeroes_weight:
             weight.data.mul_(mask)
         keeps = plan.keeps_gradient and torch.is_grad_enabled() and weight.requires_grad
-        fast = convolve_keeping_gradient if keeps else convolve
-        return fast(x, weight, self.bias, mask, plan.kind, plan.live, self.dilation)
+        fast = convolve_keeping_gradient if keeps else masked_conv2d_by_taps
+        return fast(x, weight, self.bias, plan.taps, mask, self.dilation[0])
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         # the class was made at run time: files name the original one instead
@@ -108,7 +105,8 @@ def _serves(module: Any, plan: Plan, mask: Tensor, x: Any) -> bool:
     if x.is_cuda:
         return True
     each, in_total = _PAYS_KEEPING_GRADIENT if plan.keeps_gradient and torch.is_grad_enabled() else _PAYS
-    saved = plan.saved((module.out_channels, module.in_channels, *module.kernel_size))
+    rows, columns = module.kernel_size
+    saved = module.out_channels * (rows * columns - plan.taps.rows * plan.taps.columns)
     return saved >= each and saved * x.numel() >= in_total
 
 
@@ -124,12 +122,12 @@ def _is_simple(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | None)
 
 
-def describe_mask(plan: Plan, kernel_size: tuple[int, int]) -> str:
-    """ "A", "B", or the size of the window that another mask keeps."""
-    if plan.kind is not None:
-        return plan.kind
-    rows, columns = plan.live.bottom - plan.live.top, plan.live.right - plan.live.left
-    return f"{rows}x{columns} of {kernel_size[0]}x{kernel_size[1]}"
+def describe_mask(taps: Taps, kernel_size: tuple[int, int]) -> str:
+    """The name of the mask, or the size of the window that another one keeps."""
+    for name in get_args(NamedMask):
+        if named_taps(kernel_size, name) == taps:
+            return name
+    return f"{taps.rows}x{taps.columns} of {kernel_size[0]}x{kernel_size[1]}"
 
 
 def _accelerated_class(original: type[nn.Module]) -> type[nn.Module]:

@@ -56,6 +56,8 @@ def _unserved_arguments(module: nn.Conv2d) -> str | None:
         return f"it has {module.groups} groups; only 1 is served"
     if module.padding_mode != "zeros":
         return f"its padding mode is {module.padding_mode!r}; only 'zeros' is served"
+    if module.dilation[0] != module.dilation[1]:
+        return f"its dilation is {tuple(module.dilation)}; only equal ones are served"
     if any(size % 2 == 0 for size in module.kernel_size):
         return f"its kernel {tuple(module.kernel_size)} has an even size; only odd ones have a centre"
     return None
@@ -68,7 +70,7 @@ def _plan(module: nn.Conv2d, mask_name: str, dtype: torch.dtype, tolerance: floa
     zeroes_weight, keeps_gradient = found.pop()
     plan = Plan(mask_name, zeroes_weight, keeps_gradient, settings=settings_of(module))
     plan.look_at(getattr(module, mask_name).detach())
-    if plan.live.num_taps == module.kernel_size[0] * module.kernel_size[1]:
+    if (plan.taps.rows, plan.taps.columns) == tuple(module.kernel_size):
         raise _Refused(f"nothing to save: the taps that '{mask_name}' keeps span the whole kernel")
     return plan
 

@@ -18,7 +18,7 @@ class Swapped:
         path: as in ``model.named_modules()``; ``name[0]`` is an entry of a plain list.
         also_at: further paths of the same module.
         style: how the original masks: "masked weight", "mask in place", or a mixture in words.
-        mask: "A", "B", or the window of another mask.
+        mask: "A", "B", "vertical", "vertical-strict", or the window that another mask keeps.
         kernel_size: (kH, kW).
     """
 

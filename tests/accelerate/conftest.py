@@ -26,7 +26,7 @@ def small_layers_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry for each call that took the fast way."""
     calls: list[str] = []
-    for name in ("convolve", "convolve_keeping_gradient"):
+    for name in ("masked_conv2d_by_taps", "convolve_keeping_gradient"):
         monkeypatch.setattr(layer, name, _noting(calls, name, getattr(layer, name)))
     return calls
 

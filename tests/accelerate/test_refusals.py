@@ -155,6 +155,7 @@ CASES = {
     "stride": (lambda: Masked(4, 4, 3, stride=2), r"stride is \(2, 2\); only 1"),
     "groups": (lambda: Masked(4, 4, 3, groups=2), "2 groups; only 1"),
     "circular padding": (lambda: Masked(padding_mode="circular"), "padding mode is 'circular'"),
+    "uneven dilation": (lambda: Masked(padding=(1, 2), dilation=(1, 2)), r"dilation is \(1, 2\); only equal ones"),
     "even kernel": (lambda: Masked(4, 4, 4), r"\(4, 4\) has an even size"),
     "no padding": (lambda: Masked(padding=0), r"another size than its input"),
     "mask of ones": (lambda: with_mask(mask=torch.ones(4, 4, 3, 3)), "no mask of zeros and ones"),

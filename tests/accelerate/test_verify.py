@@ -52,7 +52,7 @@ def test_an_error_of_the_accelerated_model_undoes_the_swap(monkeypatch: pytest.M
     def broken(*args: Any) -> Tensor:
         raise ArithmeticError("broken")
 
-    monkeypatch.setattr(fastvae.acceleration.layer, "convolve", broken)
+    monkeypatch.setattr(fastvae.acceleration.layer, "masked_conv2d_by_taps", broken)
     model = nn.Sequential(Masked())
     with pytest.raises(ArithmeticError, match="broken"):
         fastvae.accelerate(model, torch.randn(1, 3, 5, 5))
