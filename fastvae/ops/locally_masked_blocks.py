@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
-from .locally_masked_plan import INTEGERS, Block, kept_bits, mirrored, plan_blocks, static_taps
+from .locally_masked_plan import Block, kept_bits, mirrored, plan_blocks, static_taps
 
 __all__ = ["forward", "grad_input", "grad_weight", "layout"]
 
@@ -26,7 +27,7 @@ _FEWEST_ROWS = 64  # of a product for oneDNN
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
-    """(N, C_in, H, W), (C_out, C_in, k, k), (C_out,) or None, (H, W) or (N, H, W) -> (N, C_out, H, W), as ``x`` lies."""
+    """``x`` (N, C_in, H, W), ``mask`` (H, W) or (N, H, W) -> (N, C_out, H, W), laid out as ``x``."""
     size = weight.shape[-1]
     taps = None if x.is_cuda else static_taps(mask, size, dilation)
     if taps is not None:
@@ -50,7 +51,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilati
 
 
 def grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> Tensor:
-    """(N, C_out, H, W), (C_out, C_in, k, k) -> (N, C_in, H, W), as ``grad_y`` lies."""
+    """(N, C_out, H, W), (C_out, C_in, k, k) -> (N, C_in, H, W), laid out as ``grad_y``."""
     size, channels = weight.shape[-1], weight.shape[1]
     is_static = not grad_y.is_cuda and static_taps(mask, size, dilation) is not None
     if channels >= _FEWEST_CHANNELS or channels >= weight.shape[0] or is_static:
@@ -158,9 +159,7 @@ def _has_onednn() -> bool:
     )
 
 
-def _parts(
-    batch: int, elements: int, mask: Tensor, kernel_size: int, like: Tensor
-) -> Iterator[tuple[slice, Tensor]]:
+def _parts(batch: int, elements: int, mask: Tensor, kernel_size: int, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """A few images at a time, of so many column elements each, and (1 or n, 1, k * k, H * W) what is kept of them."""
     step = max(1, _COLUMN_BYTES[like.device.type] // (elements * like.element_size()))
     for first in range(0, batch, step):
@@ -207,7 +206,7 @@ def _static_grad_weight(x: Tensor, grad_y: Tensor, taps: Tensor, shape: torch.Si
     result = x.new_zeros(shape)
     part = result[:, :, rows, cols]
     wide = F.pad(x, extra) if any(extra) else x
-    part.copy_(torch.nn.grad.conv2d_weight(wide, list(part.shape), grad_y, padding=padding, dilation=dilation))
+    part.copy_(conv2d_weight(wide, list(part.shape), grad_y, padding=padding, dilation=dilation))
     return result * taps.view(shape[2:])
 
 

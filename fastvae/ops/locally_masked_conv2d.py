@@ -77,7 +77,7 @@ def _is_small(x: Tensor, weight: Tensor) -> bool:
 
 def _gathered(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
     """All of it in one gather and one product: plain differentiable operations, the fastest where there is little."""
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     rows = F.pad(x.flatten(2), (0, 1)).transpose(1, 2).flatten(0, 1)  # (N * (H * W + 1), C_in): zeros end each image
     images = torch.arange(batch)[:, None, None] * (height * width + 1)
     sources = sources_of(mask, weight.shape[-1], dilation) + images  # (N, H * W, k * k)
@@ -133,9 +133,7 @@ def _runs_kernels(x: Tensor, use_kernels: bool) -> bool:
 
 
 @torch.library.custom_op("fastvae::locally_masked_conv2d", mutates_args=())
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, use_kernels: bool
-) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
     if not x.numel():
         return x.new_empty(0, weight.shape[0], *x.shape[2:]).contiguous(memory_format=blocks.layout(x))
     if not _runs_kernels(x, use_kernels):
@@ -171,9 +169,7 @@ def _(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int, use_kernels: 
 
 
 @torch.library.custom_op("fastvae::locally_masked_conv2d_grad_weight", mutates_args=())
-def _grad_weight(
-    x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilation: int, use_kernels: bool
-) -> Tensor:
+def _grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
     if not x.numel():
         return x.new_zeros(grad_y.shape[1], x.shape[1], kernel_size, kernel_size)
     if not _runs_kernels(x, use_kernels):

@@ -103,11 +103,11 @@ def plan_blocks(
     least = max(_FEWEST_ROWS, _FEWEST_PRODUCTS // (in_channels * out_channels)) / copies
     blocks = []
     for first, last in _segments(ends, least):
-        taps = live[first:last].any(0).nonzero().flatten()
-        most = max(1, _MOST_ELEMENTS // (max(1, len(taps)) * in_channels * copies))
-        pieces = math.ceil((last - first) / most)
+        elements = max(1, int(live[first:last].any(0).sum())) * in_channels * copies  # gathered for each pixel
+        pieces = math.ceil((last - first) * elements / _MOST_ELEMENTS)
         cuts = [first + (last - first) * piece // pieces for piece in range(pieces + 1)]
-        for start, stop in pairwise(cuts):
+        for start, stop in pairwise(sorted(set(cuts))):
+            taps = live[start:stop].any(0).nonzero().flatten()
             blocks.append(Block(taps, sources[start:stop, taps], pixels[start:stop]))
     return blocks
 

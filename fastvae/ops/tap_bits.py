@@ -1,21 +1,21 @@
 """Masks of locally masked convolution: for each pixel the taps that it may see, as the bits of one integer."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fastvae.reference.locally_masked_conv2d import unpack_tap_bits
-from fastvae.reference.masked_conv2d import Mask
 
 from .orders import check_order, check_size
 
-__all__ = ["LARGEST_KERNEL", "mirror_tap_bits", "neighbours", "pack_tap_bits", "tap_bits"]
+__all__ = ["LARGEST_KERNEL", "OrderMask", "mirror_tap_bits", "neighbours", "pack_tap_bits", "tap_bits"]
 
+OrderMask = Literal["A", "B"]
 LARGEST_KERNEL = 7  # 49 taps: the bits of 9 x 9 no longer fit into 64
 
 
-def tap_bits(order: Any, size: tuple[int, int], kernel_size: int, *, mask: Mask, dilation: int = 1) -> Tensor:
+def tap_bits(order: Any, size: tuple[int, int], kernel_size: int, *, mask: OrderMask, dilation: int = 1) -> Tensor:
     """The taps that come earlier in a generation order, for :func:`fastvae.ops.locally_masked_conv2d`.
 
     Args:

@@ -1,0 +1,297 @@
+"""Locally masked convolution and its gradients over NHWC: each pixel carries the taps it may see as bits of a word."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .locally_masked_conv2d_config import Config, choose_config, is_flat
+
+__all__ = ["conv_kernel", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
+
+
+@triton.jit
+def _either(a, b):
+    return a | b
+
+
+@triton.jit
+def _lowest_bit(bits):
+    """The place of the lowest bit that is set, at most 48: a power of two has it in the exponent of its float."""
+    lowest = bits & -bits
+    return (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def conv_kernel(
+    # pointers
+    x_ptr,  # (P, C_IN): pixels of all images in raster order
+    weight_ptr,  # (T, C_OUT, C_IN), T = KERNEL_SIZE^2
+    bias_ptr,  # (C_OUT,) or None
+    mask_ptr,  # (H * W,) int64, or (P,) with a mask for each image
+    y_ptr,  # (P, C_OUT)
+    # sizes
+    num_pixels,  # P = N * H * W
+    height,
+    width,
+    # meta
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    MASK_PER_IMAGE: tl.constexpr,
+    FLAT: tl.constexpr,  # few input channels: one block reduces over several taps
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # 64-bit before the strides
+    in_image = (pixel % (height * width)).to(tl.int32)
+    row = in_image // width
+    col = in_image % width
+    is_pixel = pixel < num_pixels
+    out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    lane = tl.arange(0, BLOCK_K)
+    TAPS: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
+    # no pixel, no taps: the bits stand for is_pixel too
+    bits = tl.load(mask_ptr + (pixel if MASK_PER_IMAGE else in_image), mask=is_pixel, other=0) & ((1 << TAPS) - 1)
+    x_rows = x_ptr + pixel * C_IN  # [M]
+    w_rows = weight_ptr + out * C_IN  # [N]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    REACH: tl.constexpr = KERNEL_SIZE // 2
+    if FLAT:
+        # element k of the flattened reduction is channel k % C_IN of tap k // C_IN
+        for start in range(0, TAPS * C_IN, BLOCK_K):
+            k = start + lane
+            tap = k // C_IN
+            channel = k % C_IN
+            dy = DILATION * (tap // KERNEL_SIZE - REACH)  # [K]
+            dx = DILATION * (tap % KERNEL_SIZE - REACH)
+            y_in = row[:, None] + dy[None, :]
+            x_in = col[:, None] + dx[None, :]
+            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+            may_see = (bits[:, None] >> tl.minimum(tap, 63).to(tl.int64)[None, :]) & 1  # none at taps beyond the last
+            offset = (dy * width + dx) * C_IN + channel
+            x = tl.load(x_rows[:, None] + offset[None, :], mask=inside & (may_see != 0), other=0.0)  # [M, K]
+            is_weight = (out < C_OUT)[:, None] & (tap < TAPS)[None, :]
+            w = tl.load(w_rows[:, None] + (tap * (C_OUT * C_IN) + channel)[None, :], mask=is_weight, other=0.0)
+            acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+    else:
+        BLOCKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
+        rest = tl.reduce(bits, 0, _either)  # taps that any pixel of the tile may see: the others cost nothing
+        count = tl.sum((rest >> tl.arange(0, 64).to(tl.int64)) & 1, 0).to(tl.int32)
+        for step in range(0, count * BLOCKS):
+            tap = _lowest_bit(rest)
+            channel = (step % BLOCKS) * BLOCK_K + lane
+            dy = DILATION * (tap // KERNEL_SIZE - REACH)
+            dx = DILATION * (tap % KERNEL_SIZE - REACH)
+            inside = (row + dy >= 0) & (row + dy < height) & (col + dx >= 0) & (col + dx < width)
+            live = (inside & ((bits & (rest & -rest)) != 0))[:, None]  # halo and order are the mask of the load
+            is_weight = (out < C_OUT)[:, None]
+            if C_IN % BLOCK_K != 0:
+                live = live & (channel < C_IN)[None, :]
+                is_weight = is_weight & (channel < C_IN)[None, :]
+            x = tl.load(x_rows[:, None] + ((dy * width + dx) * C_IN + channel)[None, :], mask=live, other=0.0)
+            w = tl.load(w_rows[:, None] + (tap * (C_OUT * C_IN) + channel)[None, :], mask=is_weight, other=0.0)
+            acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+            rest = tl.where(step % BLOCKS == BLOCKS - 1, rest & (rest - 1), rest)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + out, mask=out < C_OUT, other=0.0)
+        acc += bias.to(tl.float32)[None, :]
+    is_output = is_pixel[:, None] & (out < C_OUT)[None, :]
+    tl.store(y_ptr + pixel[:, None] * C_OUT + out[None, :], acc.to(y_ptr.dtype.element_ty), mask=is_output)
+
+
+@triton.jit
+def grad_weight_kernel(
+    # pointers
+    x_ptr,  # (P, C_IN)
+    grad_y_ptr,  # (P, C_OUT)
+    mask_ptr,  # (H * W,) int64, or (P,) with a mask for each image
+    partial_ptr,  # (S, C_OUT, T, C_IN) float32: one summand per share of the pixels
+    # sizes
+    num_pixels,
+    height,
+    width,
+    pixels_per_share,  # a multiple of BLOCK_K
+    # meta
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    MASK_PER_IMAGE: tl.constexpr,
+    FLAT: tl.constexpr,  # few input channels: one block covers several taps
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    out = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    lane = tl.arange(0, BLOCK_N)
+    TAPS: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
+    REACH: tl.constexpr = KERNEL_SIZE // 2
+    BLOCKS: tl.constexpr = (C_IN + BLOCK_N - 1) // BLOCK_N
+    if FLAT:
+        column = tl.program_id(1) * BLOCK_N + lane  # of (T, C_IN), flattened
+        tap = column // C_IN
+        is_column = tap < TAPS
+        dy = DILATION * (tap // KERNEL_SIZE - REACH)  # [N]
+        dx = DILATION * (tap % KERNEL_SIZE - REACH)
+        offset = (dy * width + dx) * C_IN + column % C_IN
+    else:
+        one_tap = tl.program_id(1) // BLOCKS
+        channel = (tl.program_id(1) % BLOCKS) * BLOCK_N + lane
+        column = one_tap * C_IN + channel
+        is_column = channel < C_IN
+        one_dy = DILATION * (one_tap // KERNEL_SIZE - REACH)
+        one_dx = DILATION * (one_tap % KERNEL_SIZE - REACH)
+        offset = (one_dy * width + one_dx) * C_IN + channel
+    share = tl.program_id(2).to(tl.int64)
+    first = share * pixels_per_share
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, pixels_per_share, BLOCK_K):
+        pixel = first + start + tl.arange(0, BLOCK_K)  # int64 [K]
+        in_image = (pixel % (height * width)).to(tl.int32)
+        row = in_image // width
+        col = in_image % width
+        is_pixel = pixel < num_pixels
+        bits = tl.load(mask_ptr + (pixel if MASK_PER_IMAGE else in_image), mask=is_pixel, other=0)
+        if FLAT:
+            y_in = row[:, None] + dy[None, :]
+            x_in = col[:, None] + dx[None, :]
+            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+            may_see = (bits[:, None] >> tl.minimum(tap, 63).to(tl.int64)[None, :]) & 1
+            live = inside & (may_see != 0) & is_column[None, :]
+        else:
+            y_in = row + one_dy
+            x_in = col + one_dx
+            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+            live = (inside & (((bits >> one_tap.to(tl.int64)) & 1) != 0))[:, None] & is_column[None, :]
+        g_live = is_pixel[:, None] & (out < C_OUT)[None, :]
+        g = tl.load(grad_y_ptr + pixel[:, None] * C_OUT + out[None, :], mask=g_live, other=0.0)  # [K, M]
+        x = tl.load(x_ptr + (pixel * C_IN)[:, None] + offset[None, :], mask=live, other=0.0)  # [K, N]
+        acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION)
+    rows = (share * C_OUT + out) * (TAPS * C_IN)
+    is_output = (out < C_OUT)[:, None] & is_column[None, :]
+    tl.store(partial_ptr + rows[:, None] + column[None, :], acc, mask=is_output)
+
+
+def forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor, dilation: int
+) -> torch.Tensor:
+    """(N, C_in, H, W), (C_out, C_in, k, k), (H, W) or (N, H, W) int64 -> (N, C_out, H, W) in NHWC."""
+    return _convolve(x, weight.flatten(2).permute(2, 0, 1), bias, mask, weight.shape[-1], dilation)
+
+
+def grad_input(grad_y: torch.Tensor, weight: torch.Tensor, seen_by: torch.Tensor, dilation: int) -> torch.Tensor:
+    """(N, C_out, H, W) -> (N, C_in, H, W) in NHWC: the same with mirrored taps.
+
+    Bit t of ``seen_by`` says whether the pixel under tap t may see this one through its tap k * k - 1 - t.
+    """
+    packed = weight.flatten(2).flip(2).permute(2, 1, 0)  # (T, C_in, C_out)
+    return _convolve(grad_y, packed, None, seen_by, weight.shape[-1], dilation)
+
+
+def grad_weight(
+    x: torch.Tensor, grad_y: torch.Tensor, kernel_size: int, mask: torch.Tensor, dilation: int
+) -> torch.Tensor:
+    """(N, C_in, H, W), (N, C_out, H, W), (H, W) or (N, H, W) int64 -> (C_out, C_in, k, k)."""
+    in_channels, out_channels, taps = x.shape[1], grad_y.shape[1], kernel_size**2
+    num_pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    if num_pixels == 0:
+        return x.new_zeros(out_channels, in_channels, kernel_size, kernel_size)
+    x, grad_y = _nhwc(x), _nhwc(grad_y)
+    flat = is_flat(in_channels)
+    columns = taps * in_channels if flat else in_channels
+    config = choose_config("grad_weight", x.dtype, out_channels, columns, num_pixels, flat=flat)
+    tiles_m = triton.cdiv(out_channels, config.block_m)
+    tiles_n = triton.cdiv(columns, config.block_n) * (1 if flat else taps)
+    # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
+    shares = max(1, min(512 // (tiles_m * tiles_n), triton.cdiv(num_pixels, 8 * config.block_k)))
+    pixels_per_share = triton.cdiv(triton.cdiv(num_pixels, shares), config.block_k) * config.block_k
+    shares = triton.cdiv(num_pixels, pixels_per_share)
+    partial = torch.empty(shares, out_channels, taps, in_channels, dtype=torch.float32, device=x.device)
+    grad_weight_kernel[(tiles_m, tiles_n, shares)](
+        x_ptr=x,
+        grad_y_ptr=grad_y,
+        mask_ptr=mask.contiguous(),
+        partial_ptr=partial,
+        num_pixels=num_pixels,
+        height=x.shape[2],
+        width=x.shape[3],
+        pixels_per_share=pixels_per_share,
+        C_IN=in_channels,
+        C_OUT=out_channels,
+        KERNEL_SIZE=kernel_size,
+        DILATION=dilation,
+        MASK_PER_IMAGE=mask.ndim == 3,
+        FLAT=flat,
+        PRECISION=_precision(x.dtype),
+        **_meta(config),
+    )
+    summed = partial.sum(0).transpose(1, 2)  # (C_out, C_in, T)
+    return summed.reshape(out_channels, in_channels, kernel_size, kernel_size).to(x.dtype)
+
+
+def _convolve(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    mask: torch.Tensor,
+    kernel_size: int,
+    dilation: int,
+) -> torch.Tensor:
+    taps, out_channels, in_channels = packed.shape
+    batch, _, height, width = x.shape
+    y = torch.empty(
+        (batch, out_channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+    num_pixels = batch * height * width
+    if num_pixels == 0:
+        return y
+    flat = is_flat(in_channels)
+    reduced = taps * in_channels if flat else in_channels
+    config = choose_config("conv", x.dtype, num_pixels, out_channels, reduced, flat=flat)
+    conv_kernel[(triton.cdiv(num_pixels, config.block_m), triton.cdiv(out_channels, config.block_n))](
+        x_ptr=_nhwc(x),
+        weight_ptr=packed.contiguous(),
+        bias_ptr=bias if bias is None else bias.contiguous(),
+        mask_ptr=mask.contiguous(),
+        y_ptr=y,
+        num_pixels=num_pixels,
+        height=height,
+        width=width,
+        C_IN=in_channels,
+        C_OUT=out_channels,
+        KERNEL_SIZE=kernel_size,
+        DILATION=dilation,
+        MASK_PER_IMAGE=mask.ndim == 3,
+        FLAT=flat,
+        PRECISION=_precision(x.dtype),
+        **_meta(config),
+    )
+    return y
+
+
+def _nhwc(x: torch.Tensor) -> torch.Tensor:
+    x = x.contiguous(memory_format=torch.channels_last)
+    # an unaligned pointer costs the kernels all their registers and more
+    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How float32 factors are multiplied, as PyTorch is told to: "highest" keeps their 24 bits in three products."""
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _meta(config: Config) -> dict[str, int | bool]:
+    return {
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,
+    }
