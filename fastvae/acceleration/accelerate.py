@@ -29,7 +29,8 @@ def accelerate(model: nn.Module, example_input: Any = None) -> Report:
     is left alone and reported.
 
     A swapped layer is the same object: same parameters (optimisers keep working), state dict, hooks, attributes;
-    an instance of its class. It can be copied, pickled, moved, compiled, parametrised. Its mask may change: it follows.
+    an instance of its class. It can be copied, pickled, moved, compiled, parametrised. It follows a mask that is loaded
+    or edited; only in compiled code, an edit in place shows after the next call that is not compiled.
 
     It also trains the same. A style that overwrites masked weights by zero in every forward
     (``self.weight.data *= self.mask``) still does, and its masked taps still get the gradient of the unmasked

@@ -66,11 +66,11 @@ class Plan:
 
 
 class Accelerated:
-    """Mixed into the class of a swapped layer, in front of it; takes over ``forward`` and nothing else."""
+    """Mixed into the class of a swapped layer, in front of it; takes over ``forward``."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         plan: Plan = self._accelerated
-        mask = getattr(self, plan.mask_name)
+        mask: Any = getattr(self, plan.mask_name, None)
         if kwargs or len(args) != 1 or not _serves(self, plan, mask, args[0]):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         x, weight = args[0], self.weight
@@ -79,6 +79,12 @@ class Accelerated:
         keeps = plan.keeps_gradient and torch.is_grad_enabled() and weight.requires_grad
         fast = convolve_keeping_gradient if keeps else masked_conv2d_by_taps
         return fast(x, weight, self.bias, plan.taps, mask, self.dilation[0])
+
+    def _load_from_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[misc]
+        mask = getattr(self, self._accelerated.mask_name, None)
+        if isinstance(mask, Tensor):
+            self._accelerated.look_at(mask)  # now: compiled code does not look at values, but is guarded on the plan
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         # the class was made at run time: files name the original one instead
@@ -89,8 +95,10 @@ class Accelerated:
         return _unpickle, (type(self)._original_class, *args[1:]), *rest
 
 
-def _serves(module: Any, plan: Plan, mask: Tensor, x: Any) -> bool:
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.is_meta or mask.device != x.device or not x.is_floating_point():
+def _serves(module: Any, plan: Plan, mask: Any, x: Any) -> bool:
+    if not isinstance(x, Tensor) or not isinstance(mask, Tensor):
+        return False
+    if x.ndim != 4 or x.is_meta or mask.device != x.device or not x.is_floating_point():
         return False
     if not torch.compiler.is_compiling():
         # its own rules for transforms and forward-mode differentiation are the original's business

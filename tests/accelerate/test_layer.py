@@ -114,6 +114,9 @@ def test_follows_a_mask_that_is_loaded_or_edited(style: type[OutOfPlace]) -> Non
     for layer in (theirs, ours):
         layer.mask = torch.zeros_like(layer.mask)
     torch.testing.assert_close(ours(X), theirs(X))
+    ours.mask = None
+    with pytest.raises(TypeError):
+        ours(X)  # as the original does
 
 
 @STYLES
@@ -270,6 +273,18 @@ def test_compiles_without_graph_breaks(style: type[OutOfPlace], backend: str) ->
     found = torch.autograd.grad(got.square().sum(), [x, ours.weight, ours.bias])
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(ours.weight, theirs.weight)  # overwritten or not
+
+
+@STYLES
+def test_compiled_code_follows_a_loaded_mask(style: type[OutOfPlace]) -> None:
+    theirs, ours = pair(style)
+    compiled = torch.compile(ours, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(X), theirs(X))
+    for mask in (theirs.mask.rot90(2), torch.full_like(theirs.mask, 0.5)):
+        other = theirs.state_dict() | {"mask": mask}
+        theirs.load_state_dict(other)
+        ours.load_state_dict(other)
+        torch.testing.assert_close(compiled(X), theirs(X))
 
 
 WEIGHT_NORMS = {"old": torch.nn.utils.weight_norm, "new": parametrizations.weight_norm}
