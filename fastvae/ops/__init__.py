@@ -2,9 +2,11 @@
 
 from ._dispatch import backend
 from .bernoulli_log_prob import bernoulli_log_prob
+from .gated_masked_conv2d import gated_masked_conv2d
 from .locally_masked_conv2d import locally_masked_conv2d
 from .log_weights import empty_log_weights, merge_log_weights, update_log_weights
 from .masked_conv2d import masked_conv2d
+from .masked_residual import masked_residual
 from .orders import generation_order, orientations
 from .random import normal, uniform
 from .tap_bits import tap_bits
@@ -13,9 +15,11 @@ __all__ = [
     "backend",
     "bernoulli_log_prob",
     "empty_log_weights",
+    "gated_masked_conv2d",
     "generation_order",
     "locally_masked_conv2d",
     "masked_conv2d",
+    "masked_residual",
     "merge_log_weights",
     "normal",
     "orientations",

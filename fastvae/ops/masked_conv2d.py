@@ -1,5 +1,7 @@
 """``masked_conv2d``: the convolution of autoregressive image models, without the work that its mask throws away."""
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,16 @@ from .masked_conv2d_checks import check_arguments, check_mask
 from .masked_conv2d_operators import KERNEL_DTYPES, convolve_window, masked_conv2d_forward
 from .masked_conv2d_taps import Taps, live_window, named_taps, taps_of
 
-__all__ = ["Mask", "NamedMask", "masked_conv2d", "masked_conv2d_by_taps", "pays_to_crop", "why_not_kernels"]
+__all__ = [
+    "Mask",
+    "NamedMask",
+    "kernels_are_faster",
+    "masked_conv2d",
+    "masked_conv2d_by_taps",
+    "pays_to_crop",
+    "taps_for",
+    "why_not_kernels",
+]
 
 # cropping copies the input and the weight: measured on two CPU cores, it pays above these numbers of saved products,
 # and below them the definition is the fastest
@@ -66,14 +77,18 @@ def masked_conv2d(
     """
     check_arguments(x, weight, bias, dilation)
     check_mask(mask, weight, num_colours)
-    kernel_size = (weight.shape[2], weight.shape[3])
-    if not isinstance(mask, Tensor):
-        taps = named_taps(kernel_size, mask, num_colours)
-    elif torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        taps = Taps(0, 0, *kernel_size, kernel_size[0] * kernel_size[1], kernel_size[0] // 2, kernel_size[1] // 2, True)
-    else:
-        taps = taps_of(mask, kernel_size)
+    taps = taps_for(mask, weight, num_colours)
     return masked_conv2d_by_taps(x, weight, bias, taps, mask, dilation, num_colours)
+
+
+def taps_for(mask: NamedMask | Tensor, weight: Tensor, num_colours: int) -> Taps:
+    """The taps of a mask; all of them where the values of a given one cannot be read."""
+    height, width = weight.shape[2], weight.shape[3]
+    if not isinstance(mask, Tensor):
+        return named_taps((height, width), mask, num_colours)
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return Taps(0, 0, height, width, height * width, height // 2, width // 2, True)
+    return taps_of(mask, (height, width))
 
 
 def masked_conv2d_by_taps(
@@ -91,7 +106,7 @@ def masked_conv2d_by_taps(
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    backend = choose(x, weight, unsupported=why_not_kernels(x), preferred=_kernels_are_faster(x, weight))
+    backend = choose(x, weight, unsupported=why_not_kernels(x), preferred=kernels_are_faster(x, weight, "plain"))
     if backend == "triton" and not must_use_definition(x, weight):
         window = live_window(weight, taps, mask, num_colours, zero_dead=False)
         return masked_conv2d_forward(x, window, bias, taps.live, taps.above, taps.before, dilation)
@@ -105,17 +120,20 @@ def why_not_kernels(x: Tensor) -> str | None:
     return None if x.dtype in KERNEL_DTYPES else f"the kernels serve {KERNEL_DTYPES}, got {x.dtype}"
 
 
-def _kernels_are_faster(x: Tensor, weight: Tensor) -> bool:
+def kernels_are_faster(x: Tensor, weight: Tensor, ending: Literal["plain", "gated", "residual"]) -> bool:
+    """Whether the committed table knows our kernels to be the fastest for these tensors."""
     if not (HAS_TRITON and x.is_cuda and x.dtype in KERNEL_DTYPES):  # elsewhere Triton is not even imported
         return False
-    return _table_prefers_kernels(x.device, x.dtype, weight.shape[1], weight.shape[0])
+    return _table_prefers_kernels(x.device, x.dtype, weight.shape[1], weight.shape[0], ending)
 
 
 @constant_when_compiled
-def _table_prefers_kernels(device: torch.device, dtype: torch.dtype, in_channels: int, out_channels: int) -> bool:
+def _table_prefers_kernels(
+    device: torch.device, dtype: torch.dtype, in_channels: int, out_channels: int, ending: Any
+) -> bool:
     from fastvae_kernels.masked_conv2d_config import is_fastest
 
-    return is_fastest(torch.cuda.get_device_capability(device), dtype, in_channels, out_channels)
+    return is_fastest(torch.cuda.get_device_capability(device), dtype, in_channels, out_channels, ending)
 
 
 def pays_to_crop(x: Tensor, weight: Tensor, taps: Taps) -> bool:

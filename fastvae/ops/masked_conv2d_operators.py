@@ -17,10 +17,12 @@ from .masked_conv2d_taps import frame_of
 __all__ = [
     "KERNEL_DTYPES",
     "convolve_window",
+    "empty_like",
     "layout_of",
     "masked_conv2d_forward",
     "masked_conv2d_grad_input",
     "masked_conv2d_grad_weight",
+    "only_live",
     "runs_kernels",
 ]
 
@@ -52,12 +54,14 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
-def _only_live(window: Tensor, live: int) -> Tensor:
+def only_live(window: Tensor, live: int) -> Tensor:
+    """``window`` with zeros after its first ``live`` taps."""
     taps = window.shape[2] * window.shape[3]
     return window if live == taps else F.pad(window.flatten(2)[..., :live], (0, taps - live)).view(window.shape)
 
 
-def _empty_like(x: Tensor, channels: int) -> Tensor:
+def empty_like(x: Tensor, channels: int) -> Tensor:
+    """(N, channels, H, W) in the layout of ``x``, for the shapes of what is not computed."""
     shape = (x.shape[0], channels, x.shape[2], x.shape[3])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
 
@@ -68,7 +72,7 @@ def masked_conv2d_forward(
 ) -> Tensor:
     """(N, C_in, H, W) -> (N, C_out, H, W)."""
     if not runs_kernels(x):
-        y = convolve_window(x, _only_live(window, live), bias, above, before, dilation)
+        y = convolve_window(x, only_live(window, live), bias, above, before, dilation)
     else:
         from fastvae_kernels import masked_conv2d as kernels
 
@@ -78,7 +82,7 @@ def masked_conv2d_forward(
 
 @masked_conv2d_forward.register_fake
 def _(x: Tensor, window: Tensor, bias: Tensor | None, live: int, above: int, before: int, dilation: int) -> Tensor:
-    return _empty_like(x, window.shape[0])
+    return empty_like(x, window.shape[0])
 
 
 @torch.library.custom_op("fastvae::masked_conv2d_grad_input", mutates_args=())
@@ -88,7 +92,7 @@ def masked_conv2d_grad_input(
     """(N, C_out, H, W) -> (N, C_in, H, W)."""
     if not runs_kernels(grad_y):
         # the taps mirrored at the output pixel: last become first
-        mirrored = _only_live(window, live).flip(2, 3).transpose(0, 1)
+        mirrored = only_live(window, live).flip(2, 3).transpose(0, 1)
         below, after = window.shape[2] - 1 - above, window.shape[3] - 1 - before
         grad_x = convolve_window(grad_y, mirrored, None, below, after, dilation)
     else:
@@ -100,7 +104,7 @@ def masked_conv2d_grad_input(
 
 @masked_conv2d_grad_input.register_fake
 def _(grad_y: Tensor, window: Tensor, live: int, above: int, before: int, dilation: int) -> Tensor:
-    return _empty_like(grad_y, window.shape[1])
+    return empty_like(grad_y, window.shape[1])
 
 
 @torch.library.custom_op("fastvae::masked_conv2d_grad_weight", mutates_args=())
@@ -115,7 +119,7 @@ def masked_conv2d_grad_weight(
     shape = (grad_y.shape[1], x.shape[1], rows, columns)
     frame = frame_of(rows, columns, above, before, dilation)
     whole = conv2d_weight(frame.around(x), shape, grad_y, padding=frame.even, dilation=dilation)
-    return _only_live(whole, live).contiguous()
+    return only_live(whole, live).contiguous()
 
 
 @masked_conv2d_grad_weight.register_fake

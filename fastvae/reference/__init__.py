@@ -1,19 +1,27 @@
 """The definitions: one plain PyTorch function per operator, any dtype, importable anywhere."""
 
 from .bernoulli_log_prob import bernoulli_log_prob
+from .gated_masked_conv2d import gate, gated_masked_conv2d
 from .locally_masked_conv2d import locally_masked_conv2d, unpack_tap_bits
 from .log_weights import STATE_ROWS, empty_log_weights, merge_log_weights, update_log_weights
-from .masked_conv2d import count_live_taps, masked_conv2d, raster_mask
+from .masked_conv2d import colour_groups, count_live_taps, masked_conv2d, named_mask, raster_mask
+from .masked_residual import activate, masked_residual
 from .philox import philox
 
 __all__ = [
     "STATE_ROWS",
+    "activate",
     "bernoulli_log_prob",
+    "colour_groups",
     "count_live_taps",
     "empty_log_weights",
+    "gate",
+    "gated_masked_conv2d",
     "locally_masked_conv2d",
     "masked_conv2d",
+    "masked_residual",
     "merge_log_weights",
+    "named_mask",
     "philox",
     "raster_mask",
     "unpack_tap_bits",

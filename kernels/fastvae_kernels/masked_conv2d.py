@@ -1,12 +1,15 @@
-"""Masked convolution and its two gradients over NHWC: one loop over the live taps, a prefix in raster order."""
+"""Masked convolution and its two gradients over NHWC: one loop over the live taps, a prefix in raster order.
+
+The forward kernel ends plainly, with a gate, or with an activation and a residual: see masked_conv2d_epilogues.py.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
-from .masked_conv2d_config import Config, choose_config, is_flat
+from .masked_conv2d_config import Config, Op, choose_config, is_flat
 
-__all__ = ["conv_kernel", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
+__all__ = ["conv_kernel", "convolve", "forward", "grad_input", "grad_weight", "grad_weight_kernel", "nhwc"]
 
 
 @triton.jit
@@ -15,7 +18,10 @@ def conv_kernel(
     x_ptr,  # (P, C_IN): pixels of all images in raster order
     weight_ptr,  # (T, C_OUT, C_IN)
     bias_ptr,  # (C_OUT,) or None
-    y_ptr,  # (P, C_OUT)
+    y_ptr,  # (P, C_OUT), or (P, C_OUT / 2) if gated
+    condition_ptr,  # gated: (P, C_OUT) or (N, C_OUT), or None
+    residual_ptr,  # (P, C_OUT) or None
+    saved_ptr,  # (P, C_OUT) or None: what the backward pass needs, tanh and sigmoid or the activation
     # sizes
     num_pixels,  # P = N * H * W
     height,
@@ -30,6 +36,9 @@ def conv_kernel(
     DILATION: tl.constexpr,
     DIRECTION: tl.constexpr,  # 1: taps look back (forward); -1: mirrored (input gradient)
     FLAT: tl.constexpr,  # few input channels: one block reduces over several taps
+    GATED: tl.constexpr,  # output channels of weight and bias alternate between tanh and sigmoid
+    CONDITION_IS_MAP: tl.constexpr,
+    ACTIVATION: tl.constexpr,  # "", "relu" or "elu"
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -82,8 +91,36 @@ def conv_kernel(
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + out, mask=out < C_OUT, other=0.0)
         acc += bias.to(tl.float32)[None, :]
-    is_output = is_pixel[:, None] & (out < C_OUT)[None, :]
-    tl.store(y_ptr + pixel[:, None] * C_OUT + out[None, :], acc.to(y_ptr.dtype.element_ty), mask=is_output)
+    if GATED:
+        # each pair of neighbouring columns is one gate; they lie in one thread, so that nothing moves
+        f, g = tl.split(tl.reshape(acc, [BLOCK_M, BLOCK_N // 2, 2]))
+        HALF: tl.constexpr = C_OUT // 2
+        channel = tl.program_id(1) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        is_output = is_pixel[:, None] & (channel < HALF)[None, :]
+        if condition_ptr is not None:
+            place = pixel if CONDITION_IS_MAP else pixel // (height * width)
+            condition = condition_ptr + place[:, None] * C_OUT + channel[None, :]
+            f += tl.load(condition, mask=is_output, other=0.0).to(tl.float32)
+            g += tl.load(condition + HALF, mask=is_output, other=0.0).to(tl.float32)
+        f = 2.0 * tl.sigmoid(2.0 * f) - 1.0  # tanh
+        g = tl.sigmoid(g)
+        tl.store(y_ptr + pixel[:, None] * HALF + channel[None, :], (f * g).to(y_ptr.dtype.element_ty), mask=is_output)
+        if saved_ptr is not None:
+            saved = saved_ptr + pixel[:, None] * C_OUT + channel[None, :]
+            tl.store(saved, f.to(saved_ptr.dtype.element_ty), mask=is_output)
+            tl.store(saved + HALF, g.to(saved_ptr.dtype.element_ty), mask=is_output)
+    else:
+        is_output = is_pixel[:, None] & (out < C_OUT)[None, :]
+        here = pixel[:, None] * C_OUT + out[None, :]
+        if ACTIVATION == "relu":
+            acc = tl.where(acc < 0.0, 0.0, acc)  # keeps nan
+        if ACTIVATION == "elu":
+            acc = tl.where(acc < 0.0, tl.exp(tl.minimum(acc, 0.0)) - 1.0, acc)
+        if saved_ptr is not None:
+            tl.store(saved_ptr + here, acc.to(saved_ptr.dtype.element_ty), mask=is_output)
+        if residual_ptr is not None:
+            acc += tl.load(residual_ptr + here, mask=is_output, other=0.0).to(tl.float32)
+        tl.store(y_ptr + here, acc.to(y_ptr.dtype.element_ty), mask=is_output)
 
 
 @triton.jit
@@ -170,7 +207,7 @@ def forward(
     The output pixel lies ``centre`` rows and columns below and right of the first tap.
     """
     packed = window.flatten(2)[..., :live].permute(2, 0, 1)  # (T, C_out, C_in)
-    return _convolve(x, packed, bias, window.shape[-1], dilation, centre, direction=1)
+    return convolve(x, packed, bias, window.shape[-1], dilation, centre)
 
 
 def grad_input(
@@ -178,7 +215,7 @@ def grad_input(
 ) -> torch.Tensor:
     """``grad_y`` (N, C_out, H, W) -> (N, C_in, H, W) in NHWC: the same convolution with mirrored taps."""
     packed = window.flatten(2)[..., :live].permute(2, 1, 0)  # (T, C_in, C_out)
-    return _convolve(grad_y, packed, None, window.shape[-1], dilation, centre, direction=-1)
+    return convolve(grad_y, packed, None, window.shape[-1], dilation, centre, direction=-1)
 
 
 def grad_weight(
@@ -195,7 +232,7 @@ def grad_weight(
     num_pixels = x.shape[0] * x.shape[2] * x.shape[3]
     if num_pixels == 0 or live == 0:
         return result
-    x, grad_y = _nhwc(x), _nhwc(grad_y)
+    x, grad_y = nhwc(x), nhwc(grad_y)
     flat = is_flat(in_channels)
     columns = live * in_channels if flat else in_channels
     config = choose_config("grad_weight", _arch(x), x.dtype, out_channels, columns, num_pixels, flat=flat)
@@ -229,31 +266,47 @@ def grad_weight(
     return result
 
 
-def _convolve(
+def convolve(
     x: torch.Tensor,
     packed: torch.Tensor,
     bias: torch.Tensor | None,
     columns: int,
     dilation: int,
     centre: tuple[int, int],
-    direction: int,
+    *,
+    direction: int = 1,
+    is_gated: bool = False,
+    condition: torch.Tensor | None = None,
+    activation: str = "",
+    residual: torch.Tensor | None = None,
+    saved: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    """``x`` (N, C_in, H, W), ``packed`` (T, C_out, C_in) -> (N, C_out, H, W), half the channels if gated, in NHWC.
+
+    ``condition`` (N, C_out) or (N, C_out, H, W), ``residual`` (N, C_out, H, W); ``saved``, in NHWC, is written.
+    """
     live, out_channels, in_channels = packed.shape
     batch, _, height, width = x.shape
-    y = torch.empty(
-        (batch, out_channels, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    shape = (batch, out_channels // 2 if is_gated else out_channels, height, width)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     num_pixels = batch * height * width
     if num_pixels == 0:
         return y
     flat = is_flat(in_channels)
     reduced = live * in_channels if flat else in_channels
-    config = choose_config("conv", _arch(x), x.dtype, num_pixels, out_channels, max(reduced, 1), flat=flat)
+    op: Op = "block" if is_gated or activation or residual is not None else "conv"
+    config = choose_config(op, _arch(x), x.dtype, num_pixels, out_channels, max(reduced, 1), flat=flat)
+    is_map = condition is not None and condition.ndim == 4
+    if condition is not None:
+        condition = nhwc(condition) if is_map else condition.contiguous()
     conv_kernel[(triton.cdiv(num_pixels, config.block_m), triton.cdiv(out_channels, config.block_n))](
-        x_ptr=_nhwc(x),
+        x_ptr=nhwc(x),
         weight_ptr=packed.contiguous(),
         bias_ptr=bias if bias is None else bias.contiguous(),
         y_ptr=y,
+        condition_ptr=condition,
+        residual_ptr=residual if residual is None else nhwc(residual),
+        saved_ptr=saved,
         num_pixels=num_pixels,
         height=height,
         width=width,
@@ -266,13 +319,17 @@ def _convolve(
         DILATION=dilation,
         DIRECTION=direction,
         FLAT=flat,
+        GATED=is_gated,
+        CONDITION_IS_MAP=is_map,
+        ACTIVATION=activation,
         PRECISION=_precision(x.dtype),
         **_meta(config),
     )
     return y
 
 
-def _nhwc(x: torch.Tensor) -> torch.Tensor:
+def nhwc(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in the layout that the kernels read, at an aligned address."""
     x = x.contiguous(memory_format=torch.channels_last)
     # an unaligned pointer costs the kernels all their registers and more
     return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last)

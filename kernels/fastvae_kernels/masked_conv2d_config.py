@@ -5,16 +5,17 @@ from typing import Literal
 
 import torch
 
-__all__ = ["FLAT", "TABLE", "Config", "Op", "bucket_of", "choose_config", "is_fastest", "is_flat"]
+__all__ = ["FLAT", "TABLE", "Config", "Ending", "Op", "bucket_of", "choose_config", "is_fastest", "is_flat"]
 
-Op = Literal["conv", "grad_weight"]
+Op = Literal["conv", "block", "grad_weight"]
+Ending = Literal["plain", "gated", "residual"]
 
 
 @dataclass(frozen=True)
 class Config:
     """One launch: tile sizes in elements, and how the compiler pipelines them.
 
-    For ``conv`` (forward and input gradient) a program makes block_m pixels x block_n output channels and reduces
+    For ``conv`` (forward and input gradient) and ``block`` (forward with a gate, an activation or a residual) a program makes block_m pixels x block_n output channels and reduces
     block_k input channels of one tap at a time. For ``grad_weight`` it makes block_m output channels x block_n input
     channels of one tap and reduces block_k pixels at a time.
     """
@@ -24,7 +25,9 @@ class Config:
     block_k: int
     num_warps: int = 4  # 8 warps gave silently wrong convolutions elsewhere (pytorch#173068): only verified rows
     num_stages: int = 3
-    fastest: bool = False  # measured to beat the cropped cuDNN convolution, forward and backward, on this architecture
+    # the endings with which it was measured to beat the best of PyTorch, forward and backward, on this architecture:
+    # "plain" against the cropped cuDNN convolution, "gated" and "residual" against the compiled block
+    fastest: frozenset[Ending] = frozenset()
 
 
 FLAT = 0  # the bucket of layers with so few input channels that one block spans several taps
@@ -56,7 +59,8 @@ for _half in (torch.float16, torch.bfloat16):
         ("grad_weight", None, _half, 32): Config(64, 32, 64),
         ("grad_weight", None, _half, 64): Config(64, 64, 64),
         ("grad_weight", None, _half, 128): Config(64, 128, 64),
-    }
+    }  # a gate or a residual needs registers of its own: 128 x 128 spills on sm_90 and sm_100
+TABLE |= {("block", None, *key[2:]): row for key, row in TABLE.items() if key[:2] == ("conv", None)}
 
 
 def is_flat(in_channels: int) -> bool:
@@ -86,15 +90,17 @@ def choose_config(
     )
 
 
-def is_fastest(capability: tuple[int, int], dtype: torch.dtype, in_channels: int, out_channels: int) -> bool:
+def is_fastest(
+    capability: tuple[int, int], dtype: torch.dtype, in_channels: int, out_channels: int, ending: Ending = "plain"
+) -> bool:
     """Whether forward and both gradients were measured to be faster than PyTorch's best alternative."""
     arch, flat = 10 * capability[0] + capability[1], is_flat(in_channels)
     keys: list[tuple[Op, int | None, torch.dtype, int]] = [
-        ("conv", arch, dtype, bucket_of(out_channels, flat=flat)),
+        ("conv" if ending == "plain" else "block", arch, dtype, bucket_of(out_channels, flat=flat)),
         ("conv", arch, dtype, bucket_of(in_channels, flat=is_flat(out_channels))),
         ("grad_weight", arch, dtype, bucket_of(in_channels, flat=flat)),
     ]
-    return all(key in TABLE and TABLE[key].fastest for key in keys)
+    return all(key in TABLE and ending in TABLE[key].fastest for key in keys)
 
 
 def _cover(size: int) -> int:

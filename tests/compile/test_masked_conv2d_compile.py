@@ -14,10 +14,15 @@ from fastvae_kernels.masked_conv2d_config import FLAT, TABLE, bucket_of, choose_
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 PRECISIONS = {torch.float32: ["tf32x3", "tf32"], torch.float16: ["ieee"], torch.bfloat16: ["ieee"]}
 # (in, out) channels that a bucket serves: it is one of output channels for conv, of input channels for grad_weight
-CHANNELS = {
+CHANNELS: dict[str, dict[int, tuple[int, int]]] = {
     "conv": {FLAT: (3, 64), 16: (64, 16), 32: (32, 32), 64: (64, 64), 128: (128, 128)},
     "grad_weight": {FLAT: (3, 64), 16: (16, 64), 32: (32, 32), 64: (64, 64), 128: (128, 128)},
 }
+PLAIN: dict[str, Any] = {}
+# the most that each may do; the pointers are given
+GATE = {"GATED": True, "CONDITION_IS_MAP": True, "condition_ptr": True, "saved_ptr": True}
+RESIDUAL = {"ACTIVATION": "elu", "residual_ptr": True, "saved_ptr": True}
+CHANNELS["block"] = CHANNELS["conv"]
 ARCHITECTURES = (80, 90, 100)
 ROWS = [
     (*key, precision, arch)
@@ -32,7 +37,14 @@ ROWS = [
 
 
 def compile_row(
-    cross_compile: Callable, op: Any, dtype: torch.dtype, in_channels: int, out_channels: int, precision: str, arch: int
+    cross_compile: Callable,
+    op: Any,
+    dtype: torch.dtype,
+    in_channels: int,
+    out_channels: int,
+    precision: str,
+    arch: int,
+    epilogue: dict[str, Any] = PLAIN,
 ) -> Any:
     flat, live, element = is_flat(in_channels), 25, f"*{TYPES[dtype]}"
     columns = live * in_channels if flat else in_channels
@@ -47,10 +59,14 @@ def compile_row(
         "PRECISION": precision,
     }
     sizes = dict.fromkeys(("num_pixels", "height", "width", "num_taps"), "i32")
-    if op == "conv":
+    if op in ("conv", "block"):
         config = choose_config(op, arch, dtype, 1 << 20, out_channels, columns, flat=flat)
         pointers = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "y_ptr"), element)
-        kernel, meta = kernels.conv_kernel, meta | {"DIRECTION": 1}
+        kernel = kernels.conv_kernel
+        meta |= {"DIRECTION": 1, "GATED": False, "CONDITION_IS_MAP": False, "ACTIVATION": ""}
+        meta |= dict.fromkeys({"condition_ptr", "residual_ptr", "saved_ptr"} - set(epilogue))
+        pointers |= {name: element for name in epilogue if name.endswith("_ptr")}
+        meta |= {name: value for name, value in epilogue.items() if not name.endswith("_ptr")}
     else:
         config = choose_config(op, arch, dtype, out_channels, columns, 1 << 20, flat=flat)
         pointers = {"x_ptr": element, "grad_y_ptr": element, "partial_ptr": "*fp32"}
@@ -70,14 +86,14 @@ def compile_row(
 
 @pytest.mark.parametrize(
     ("op", "row_arch", "dtype", "bucket", "precision", "arch"),
-    ROWS,
+    [row for row in ROWS if row[0] != "block"],
     ids=lambda value: str(value).removeprefix("torch."),
 )
 def test_a_row_fits(
     cross_compile: Callable, op: str, row_arch: int | None, dtype: torch.dtype, bucket: int, precision: str, arch: int
 ) -> None:
     in_channels, out_channels = CHANNELS[op][bucket]
-    assert bucket_of(out_channels if op == "conv" else in_channels, flat=is_flat(in_channels)) == bucket
+    assert bucket_of(out_channels if op != "grad_weight" else in_channels, flat=is_flat(in_channels)) == bucket
     compiled, config = compile_row(cross_compile, op, dtype, in_channels, out_channels, precision, arch)
     assert compiled.spills == 0
     assert compiled.shared <= compiled.shared_limit
@@ -86,6 +102,31 @@ def test_a_row_fits(
         assert "wgmma" in compiled.ptx
     if bucket != FLAT or dtype == torch.float32:  # a gather of single 2-byte elements cannot be asynchronous
         assert "cp.async" in compiled.ptx  # loads overlap with products
+
+
+@pytest.mark.parametrize(
+    ("row_arch", "dtype", "bucket", "precision", "arch"),
+    [row[1:] for row in ROWS if row[0] == "block"],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+@pytest.mark.parametrize("epilogue", [GATE, RESIDUAL], ids=["gated", "residual"])
+def test_a_row_with_an_epilogue_fits(
+    cross_compile: Callable,
+    row_arch: int | None,
+    dtype: torch.dtype,
+    bucket: int,
+    precision: str,
+    arch: int,
+    epilogue: dict[str, Any],
+) -> None:
+    in_channels, out_channels = CHANNELS["block"][bucket]
+    compiled, config = compile_row(
+        cross_compile, "block", dtype, in_channels, out_channels, precision, arch, epilogue=epilogue
+    )
+    assert compiled.spills == 0
+    assert compiled.shared <= compiled.shared_limit
+    if arch == 90 and config.block_m >= 64:
+        assert "wgmma" in compiled.ptx
 
 
 @pytest.mark.parametrize("op", ["conv", "grad_weight"])
