@@ -12,14 +12,22 @@ import torch
 
 from fastvae.acceleration import layer
 
+THRESHOLDS = {name: getattr(layer, name) for name in ("_PAYS", "_PAYS_KEEPING_GRADIENT")}
 MODELS = Path(__file__).parent / "models"
 
 
 @pytest.fixture(autouse=True)
 def small_layers_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, layers as small as these would take their original forward: nothing would be tested."""
-    for threshold in ("_PAYS", "_PAYS_KEEPING_GRADIENT"):
-        monkeypatch.setattr(layer, threshold, (0, 0))
+    for name in THRESHOLDS:
+        monkeypatch.setattr(layer, name, (0.0, 0, 0))
+
+
+@pytest.fixture
+def usual_thresholds(small_layers_count: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, only layers that gain take the fast way, as for a user."""
+    for name, usual in THRESHOLDS.items():
+        monkeypatch.setattr(layer, name, usual)
 
 
 @pytest.fixture

@@ -162,14 +162,28 @@ def test_calls_with_further_arguments_take_the_original_forward(fast_calls: list
     assert fast_calls
 
 
-@STYLES
-def test_small_layers_take_the_original_forward_on_the_cpu(
-    style: type[OutOfPlace], fast_calls: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("usual_thresholds")
+@pytest.mark.parametrize(
+    ("style", "channels", "kernel_size", "is_fast"),
+    [
+        (OutOfPlace, 4, 3, {"training": False, "evaluation": False}),  # small: nothing to gain
+        (OutOfPlace, 64, 3, {"training": True, "evaluation": True}),
+        (InPlace, 4, 3, {"training": False, "evaluation": False}),
+        (InPlace, 64, 3, {"training": False, "evaluation": True}),  # its whole gradient costs what is gained
+        (InPlace, 64, 5, {"training": True, "evaluation": True}),
+    ],
+)
+def test_only_what_gains_takes_the_fast_way_on_the_cpu(
+    style: type[OutOfPlace], channels: int, kernel_size: int, is_fast: dict[str, bool], fast_calls: list[str]
 ) -> None:
-    monkeypatch.undo()  # the thresholds as they are
-    _, ours = pair(style)
-    ours(X)
-    assert not fast_calls
+    _, ours = pair(style, channels=channels, kernel_size=kernel_size)
+    x = torch.randn(1, channels, 28, 28, dtype=torch.float64)
+    ours(x)
+    taken = {"training": bool(fast_calls)}
+    fast_calls.clear()
+    with torch.no_grad():
+        ours(x)
+    assert taken | {"evaluation": bool(fast_calls)} == is_fast
 
 
 def test_a_changed_attribute_brings_the_original_forward_back(fast_calls: list[str]) -> None:
