@@ -1,4 +1,6 @@
+from .causal_stack import CausalLayer, CausalStack
+from .gated_masked_conv2d import GatedMaskedConv2d
 from .locally_masked_conv2d import LocallyMaskedConv2d
 from .masked_conv2d import MaskedConv2d
 
-__all__ = ["LocallyMaskedConv2d", "MaskedConv2d"]
+__all__ = ["CausalLayer", "CausalStack", "GatedMaskedConv2d", "LocallyMaskedConv2d", "MaskedConv2d"]

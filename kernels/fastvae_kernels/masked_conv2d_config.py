@@ -15,9 +15,10 @@ Ending = Literal["plain", "gated", "residual"]
 class Config:
     """One launch: tile sizes in elements, and how the compiler pipelines them.
 
-    For ``conv`` (forward and input gradient) and ``block`` (forward with a gate, an activation or a residual) a program makes block_m pixels x block_n output channels and reduces
-    block_k input channels of one tap at a time. For ``grad_weight`` it makes block_m output channels x block_n input
-    channels of one tap and reduces block_k pixels at a time.
+    For ``conv`` (forward and input gradient) and ``block`` (forward with a gate, an activation or a residual) a
+    program makes block_m pixels x block_n output channels and reduces block_k input channels of one tap at a time.
+    For ``grad_weight`` it makes block_m output channels x block_n input channels of one tap and reduces block_k
+    pixels at a time.
     """
 
     block_m: int

@@ -1,4 +1,4 @@
-"""What may follow a masked convolution in the same pass: a gate, or an activation and a residual; and its derivative."""
+"""What may follow a masked convolution in the same pass: a gate, or an activation and a residual; its derivative."""
 
 import torch
 import triton

@@ -1,0 +1,109 @@
+"""``GatedMaskedConv2d``: the masked convolution of gated PixelCNNs with its conditioning and its gate."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastvae.ops.gated_masked_conv2d import check_gated, gated_masked_conv2d_by_taps
+from fastvae.ops.masked_conv2d import NamedMask
+from fastvae.ops.masked_conv2d_checks import check_arguments, check_tensor
+
+from .masked_conv2d import MaskedConv2d
+
+__all__ = ["GatedMaskedConv2d"]
+
+
+class GatedMaskedConv2d(MaskedConv2d):
+    """A masked convolution, one half of whose channels gates the other; :func:`fastvae.ops.gated_masked_conv2d`.
+
+    tanh(f + condition_f) * sigmoid(g + condition_g): weight and bias have ``2 * out_channels`` channels. A condition
+    enters by an unmasked path, a 1x1 convolution without bias named ``condition``, so that even the first pixel sees
+    all of it.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: C, channels of the output.
+        kernel_size: odd, one number or (rows, columns).
+        dilation: the distance between taps.
+        bias: whether to learn one.
+        condition_channels: F, the size of the condition; 0 for none.
+        device: as in ``nn.Conv2d``.
+        dtype: as in ``nn.Conv2d``.
+        mask: as in :class:`MaskedConv2d`.
+
+    Shapes:
+        (N, in_channels, H, W), condition (N, F) or (N, F, H, W), to (N, out_channels, H, W).
+
+    Raises:
+        ValueError: for an argument that is not served, with the one that is.
+
+    Example:
+        >>> import torch
+        >>> layer = GatedMaskedConv2d(3, 16, 3, mask="B", condition_channels=10)
+        >>> layer(torch.zeros(2, 3, 8, 8), torch.zeros(2, 10)).shape
+        torch.Size([2, 16, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        dilation: int = 1,
+        bias: bool = True,
+        condition_channels: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        mask: NamedMask | Tensor,
+    ) -> None:
+        if condition_channels < 0:
+            raise ValueError(f"condition_channels must not be negative, got {condition_channels}")
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(in_channels, 2 * out_channels, kernel_size, dilation=dilation, bias=bias, mask=mask, **made)
+        self.condition_channels = condition_channels
+        has_condition = condition_channels > 0
+        self.condition = (
+            nn.Conv2d(condition_channels, 2 * out_channels, 1, bias=False, **made) if has_condition else None
+        )
+
+    def forward(self, x: Tensor, condition: Tensor | None = None, added: Tensor | None = None) -> Tensor:
+        """The gated layer.
+
+        Args:
+            x: (N, in_channels, H, W).
+            condition: (N, F) or (N, F, H, W); None exactly if ``condition_channels`` is 0.
+            added: (N, 2C, H, W), added before the gate, for what another stack of layers has to say.
+
+        Returns:
+            (N, C, H, W).
+        """
+        check_arguments(x, self.weight, self.bias, self.dilation[0])
+        before_gate = self._before_gate(x, condition)
+        if before_gate is not None and added is not None:
+            before_gate = added + (before_gate[:, :, None, None] if before_gate.ndim == 2 else before_gate)
+        elif added is not None:
+            before_gate = added
+        check_gated(x, self.weight, before_gate)
+        return gated_masked_conv2d_by_taps(
+            x, self.weight, self.bias, before_gate, self._taps, self.mask, self.dilation[0]
+        )
+
+    def _before_gate(self, x: Tensor, condition: Tensor | None) -> Tensor | None:
+        size = self.condition_channels
+        if (condition is None) != (self.condition is None):
+            takes = f"a condition of {size} channels" if size else "no condition"
+            got = "none" if condition is None else f"one of shape {tuple(condition.shape)}"
+            raise ValueError(f"this layer takes {takes}, got {got}")
+        if condition is None or self.condition is None:
+            return None
+        check_tensor("condition", condition, x)
+        if tuple(condition.shape) == (x.shape[0], size):
+            return self.condition(condition[:, :, None, None]).flatten(1)
+        if tuple(condition.shape) == (x.shape[0], size, *x.shape[2:]):
+            return self.condition(condition)
+        vector, maps = (x.shape[0], size), (x.shape[0], size, *x.shape[2:])
+        raise ValueError(f"condition must have shape {vector} or {maps}, got {tuple(condition.shape)}")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gated"
