@@ -18,6 +18,7 @@ def test_the_python_examples_run() -> None:
         return Independent(Normal(x.flatten(1)[:, :4], 1.0), 1)
 
     names = {
+        "model": PixelCNN((1, 8, 8), channels=4, num_blocks=1),
         "x": torch.randint(0, 2, (3, 1, 4, 4)).float(),
         "encoder": encoder,
         "decoder": lambda z: Bernoulli(z.repeat_interleave(4, -1).unflatten(-1, (1, 4, 4))),
@@ -34,8 +35,8 @@ def test_the_python_examples_run() -> None:
 
 
 def test_the_commands_exist_with_the_options_shown(capsys) -> None:
-    lines = re.findall(r"python -m fastvae (train|evaluate|sample|demo)(.*)", README)
-    assert {command for command, _ in lines} == {"train", "evaluate", "sample", "demo"}
+    lines = re.findall(r"python -m fastvae (train|evaluate|sample|demo|accelerate-report)(.*)", README)
+    assert {command for command, _ in lines} == {"train", "evaluate", "sample", "demo", "accelerate-report"}
     for command, options in lines:
         try:
             main([command, "--help"])
