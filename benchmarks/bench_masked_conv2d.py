@@ -1,7 +1,7 @@
 """Masked convolution beside what people write: how much of the work that the mask throws away is saved?
 
-FASTVAE_BENCH=tiny shrinks every case to a rehearsal; FASTVAE_BENCH_COMPILE=1 adds torch.compile of the baselines
-everywhere (minutes on a CPU).
+FASTVAE_BENCH=tiny shrinks every case to a rehearsal, FASTVAE_BENCH=full measures the whole grid of shapes (most of an
+hour on a CPU); FASTVAE_BENCH_COMPILE=1 adds torch.compile of the baselines everywhere (minutes on a CPU).
 """
 
 import os
@@ -22,9 +22,16 @@ from fastvae import ops, reference
 DEVICE = device()
 TINY = os.environ.get("FASTVAE_BENCH") == "tiny"
 COMPILE = os.environ.get("FASTVAE_BENCH_COMPILE") == "1"
-SIZE, BATCH = (8, 2) if TINY else (28, 16 if DEVICE == "cpu" else 64)
+IMAGES = 2 if TINY else 16 if DEVICE == "cpu" else 64  # of 28 x 28 pixels; as many pixels of other sizes
 ROUNDS, MIN_SECONDS = (3, 1e-4) if TINY else (11, 0.02) if DEVICE == "cpu" else (7, 0.005)
-KERNEL_SIZES, CHANNELS = ((3,), (16,)) if TINY else ((3, 5, 7), (64, 128))
+# (kernel size, channels, height and width)
+SHAPES = [(k, channels, 28) for k in (3, 5, 7) for channels in (64, 128)]
+if DEVICE == "cpu":
+    SHAPES += [(3, 32, 28), (3, 120, 28), (3, 256, 28), (3, 64, 32), (3, 64, 64)]
+if os.environ.get("FASTVAE_BENCH") == "full":
+    SHAPES = [(k, channels, size) for k in (3, 5, 7) for channels in (32, 64, 120, 128, 256) for size in (28, 32, 64)]
+if TINY:
+    SHAPES = [(3, 16, 8)]
 DTYPES = (
     {"float32": torch.float32}
     if DEVICE == "cpu"
@@ -80,13 +87,19 @@ NAMES = list(layers(3, torch.float32))
 def best_rate(dtype: torch.dtype, tf32: bool) -> float:
     """The limit: products and sums per second of the faster of a large matrix product and a large dense convolution."""
     size, channels = (256, 32) if TINY else (1536, 256) if DEVICE == "cpu" else (8192, 512)
+    side, batch = (8, 2) if TINY else (28, IMAGES)
     a = torch.randn(size, size, device=DEVICE, dtype=dtype)
     layout = torch.channels_last if DEVICE == "cuda" else torch.contiguous_format
-    x = torch.randn(BATCH, channels, SIZE, SIZE, device=DEVICE, dtype=dtype).to(memory_format=layout)
+    x = torch.randn(batch, channels, side, side, device=DEVICE, dtype=dtype).to(memory_format=layout)
     weight = torch.randn(channels, channels, 3, 3, device=DEVICE, dtype=dtype)
     seconds = interleaved(lambda: a @ a, lambda: F.conv2d(x, weight, padding=1), rounds=5, min_seconds=MIN_SECONDS)
     # at the border a convolution has fewer products; the few percent are left out
-    return max(2 * size**3 / seconds["candidate_s"], 2 * BATCH * SIZE**2 * channels**2 * 9 / seconds["baseline_s"])
+    return max(2 * size**3 / seconds["candidate_s"], 2 * batch * side**2 * channels**2 * 9 / seconds["baseline_s"])
+
+
+def batch_of(size: int) -> int:
+    """Images of ``size`` x ``size`` pixels that have as many pixels as ``IMAGES`` of 28 x 28."""
+    return max(1, round(IMAGES * (28 / size) ** 2))
 
 
 def step(layer: Layer, inputs: list[Tensor], grad_y: Tensor, which: str) -> Callable[[], Any]:
@@ -145,19 +158,21 @@ def cases() -> list[Any]:
             which,
             kernel_size,
             channels,
+            size,
             dtype,
-            marks=pytest.mark.benchmark(group=f"masked convolution {which} {dtype}, k={kernel_size} C={channels}"),
+            marks=pytest.mark.benchmark(
+                group=f"masked convolution {which} {dtype}, k={kernel_size} C={channels} {size}x{size}"
+            ),
         )
         for dtype in DTYPES
         for which in PASSES
-        for kernel_size in KERNEL_SIZES
-        for channels in CHANNELS
+        for kernel_size, channels, size in SHAPES
         if dtype != "float32" or DEVICE == "cpu" or kernel_size == 3  # three tf32 products: one case tells enough
         for name in NAMES
     ]
 
 
-@pytest.mark.parametrize(("name", "which", "kernel_size", "channels", "dtype"), cases())
+@pytest.mark.parametrize(("name", "which", "kernel_size", "channels", "size", "dtype"), cases())
 def test_masked_conv2d(
     benchmark: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -165,6 +180,7 @@ def test_masked_conv2d(
     which: str,
     kernel_size: int,
     channels: int,
+    size: int,
     dtype: str,
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "tf32")
@@ -172,10 +188,11 @@ def test_masked_conv2d(
     layout = torch.channels_last if DEVICE == "cuda" else torch.contiguous_format  # what each is usually given
     made = {"device": DEVICE, "dtype": DTYPES[dtype]}
     torch.manual_seed(0)
-    x = torch.randn(BATCH, channels, SIZE, SIZE, **made).to(memory_format=layout)
+    batch = batch_of(size)
+    x = torch.randn(batch, channels, size, size, **made).to(memory_format=layout)
     weight = torch.randn(channels, channels, kernel_size, kernel_size, **made) / (channels**0.5 * kernel_size)
     inputs = [t.requires_grad_() for t in (x, weight, torch.randn(channels, **made))]
-    grad_y = torch.randn(BATCH, channels, SIZE, SIZE, **made).to(memory_format=layout)
+    grad_y = torch.randn(batch, channels, size, size, **made).to(memory_format=layout)
     found = layers(kernel_size, DTYPES[dtype])
 
     check(found[name], found[BASELINE], inputs, grad_y)
@@ -185,13 +202,13 @@ def test_masked_conv2d(
     benchmark.pedantic(synchronized(ours), rounds=5, iterations=iterations, warmup_rounds=1)
 
     live = reference.count_live_taps(kernel_size, "B")
-    operations = 2 * BATCH * SIZE**2 * channels**2 * live * {"fwd": 1, "bwd": 2, "fwd+bwd": 3}[which]
+    operations = 2 * batch * size**2 * channels**2 * live * {"fwd": 1, "bwd": 2, "fwd+bwd": 3}[which]
     rate, limit = operations / pairs["candidate_s"], best_rate(DTYPES[dtype], dtype == "tf32")
     benchmark.extra_info.update(
         pairs,
         implementation=name,
         baseline=BASELINE,
-        batch=BATCH,
+        batch=batch,
         **{"TFLOP/s": rate / 1e12, "limit_TFLOP/s": limit / 1e12, "of_limit": rate / limit},
     )
     if DEVICE == "cuda":
