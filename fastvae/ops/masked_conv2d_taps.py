@@ -2,11 +2,12 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastvae.reference.masked_conv2d import NamedMask, count_live_taps, named_mask
+from fastvae.reference.masked_conv2d import NamedMask, colour_groups, count_live_taps
 
 __all__ = ["Frame", "Taps", "frame_of", "live_window", "named_taps", "taps_of"]
 
@@ -93,16 +94,18 @@ def live_window(
     """
     rows, columns = slice(taps.top, taps.top + taps.rows), slice(taps.left, taps.left + taps.columns)
     window = weight[:, :, rows, columns]
-    if taps.is_partial:
-        if not isinstance(mask, Tensor):
-            shape = (weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[3])
-            mask = named_mask(shape, mask, num_colours, dtype=weight.dtype, device=weight.device)
+    size = taps.rows * taps.columns
+    if isinstance(mask, Tensor) and taps.is_partial:
         whole = mask.expand(*mask.shape[:-2], *weight.shape[-2:])
         return window * whole[..., rows, columns].to(weight.dtype)
-    if zero_dead and taps.live < taps.rows * taps.columns:
-        prefix = window.flatten(2)[..., : taps.live]  # dead taps are not even read
-        return F.pad(prefix, (0, taps.rows * taps.columns - taps.live)).unflatten(2, (taps.rows, taps.columns))
-    return window
+    if not taps.is_partial and (taps.live == size or not zero_dead):
+        return window
+    prefix = window.flatten(2)[..., : taps.live]  # dead taps are not even read
+    if taps.is_partial:  # of several colours, in the last live tap: the centre
+        out, into = (colour_groups(channels, num_colours, weight.device) for channels in weight.shape[:2])
+        centre = into[None, :] < out[:, None] if mask == "A" else into[None, :] <= out[:, None]
+        prefix = torch.cat((prefix[..., :-1], prefix[..., -1:] * centre[..., None].to(weight.dtype)), 2)
+    return F.pad(prefix, (0, size - taps.live)).unflatten(2, (taps.rows, taps.columns))
 
 
 class Frame(NamedTuple):

@@ -126,6 +126,22 @@ def second_derivatives(y: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
 
 
+def test_compiles_without_graph_breaks_on_the_kernels() -> None:
+    shapes = [(2, 3, 5, 4), (6, 3, 3, 3), (6,), (2, 6, 5, 4)]
+    inputs = [made(torch.float32, *shape) for shape in shapes]
+    calls: list[Callable[..., Tensor]] = [
+        lambda *t: ops.gated_masked_conv2d(*t, mask="B"),
+        lambda *t: ops.masked_residual(*t, mask="B", activation="elu"),
+    ]
+    for call in calls:
+        with fastvae.backend("triton"):
+            want = call(*inputs)
+            y = torch.compile(call, fullgraph=True, backend="aot_eager")(*inputs)
+        torch.testing.assert_close(y, want)
+        grads = [torch.autograd.grad(result.square().sum(), inputs) for result in (y, want)]
+        torch.testing.assert_close(*grads)
+
+
 def test_empty_batches_are_served() -> None:
     x, weight = torch.randn(0, 3, 5, 4, requires_grad=True), torch.randn(6, 3, 3, 3, requires_grad=True)
     with fastvae.backend("triton"):
