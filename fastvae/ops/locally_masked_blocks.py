@@ -20,8 +20,8 @@ from .locally_masked_plan import Block, kept_bits, mirrored, plan_blocks, static
 __all__ = ["forward", "grad_input", "grad_weight", "layout"]
 
 _FEWEST_CHANNELS = 12  # of a row that is worth gathering
-_CHUNK_BYTES = 4 << 20  # of the images that are computed together: they and what is gathered stay in the caches
-_COLUMN_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}  # of images that are unfolded together
+_CHUNK_BYTES = 1 << 20  # of the images that are computed together: they and what is gathered stay in the caches
+_COLUMN_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}  # of images that are unfolded together
 _FEWEST_PIXELS = 1 << 12  # below, F.unfold is faster than a loop over taps
 _FEWEST_ROWS = 64  # of a product for oneDNN
 
@@ -43,8 +43,10 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilati
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     packed = weight.flatten(2).transpose(1, 2).contiguous()  # (C_out, k * k, C_in)
     for part, chunk in _chunks(x, mask, weight.shape, dilation):
-        done = [_linear(chunk.gather(b), packed.index_select(1, b.taps).flatten(1), bias) for b in chunk.blocks]
-        rows = torch.cat(done).index_select(0, chunk.places())  # (n * H * W, C_out)
+        rows = torch.cat(
+            [_linear(chunk.gather(b), packed.index_select(1, b.taps).flatten(1), bias) for b in chunk.blocks]
+        )
+        rows = rows.index_select(0, chunk.places())  # (n * H * W, C_out)
         out = y[part].permute(0, 2, 3, 1)
         out.copy_(rows.view(out.shape))
     return y
