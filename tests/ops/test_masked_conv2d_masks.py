@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastvae import ops, reference
+from fastvae.ops.masked_conv2d import pays_to_crop
 from fastvae.ops.masked_conv2d_operators import convolve_window
 from fastvae.ops.masked_conv2d_taps import live_window, named_taps, taps_of
 
@@ -130,3 +131,16 @@ def test_a_given_mask_compiles_and_transforms() -> None:
     torch.testing.assert_close(per_sample, want)
     _, tangent = torch.func.jvp(lambda x: ops.masked_conv2d(x, weight, mask=mask), (x,), (x,))
     torch.testing.assert_close(tangent, ops.masked_conv2d(x, weight, mask=mask))
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel_size", "channels_last", "expected"),
+    [(4, 3, False, False), (32, 3, False, False), (32, 3, True, True), (64, 3, False, True), (32, 5, False, True)],
+)
+def test_the_kernel_is_cropped_where_that_was_measured_to_pay(
+    channels: int, kernel_size: int, channels_last: bool, expected: bool
+) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.zeros(4, channels, 28, 28).to(memory_format=layout)
+    weight = torch.zeros(channels, channels, kernel_size, kernel_size)
+    assert pays_to_crop(x, weight, named_taps((kernel_size, kernel_size), "B")) == expected
