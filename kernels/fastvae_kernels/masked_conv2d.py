@@ -1,4 +1,4 @@
-"""Masked convolution and its two gradients over NHWC: one loop over the live taps, a prefix in raster order.
+"""Masked convolution and its input gradient over NHWC: one loop over the live taps, a prefix in raster order.
 
 The forward kernel ends plainly, with a gate, or with an activation and a residual: see masked_conv2d_epilogues.py.
 """
@@ -7,9 +7,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .masked_conv2d_config import Config, Op, choose_config, is_flat
+from .masked_conv2d_config import Op, choose_config, is_flat
+from .masked_conv2d_grad_weight import grad_weight, grad_weight_kernel
+from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
 
-__all__ = ["conv_kernel", "convolve", "forward", "grad_input", "grad_weight", "grad_weight_kernel", "nhwc"]
+__all__ = ["conv_kernel", "convolve", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
 
 
 @triton.jit
@@ -123,77 +125,6 @@ def conv_kernel(
         tl.store(y_ptr + here, acc.to(y_ptr.dtype.element_ty), mask=is_output)
 
 
-@triton.jit
-def grad_weight_kernel(
-    # pointers
-    x_ptr,  # (P, C_IN)
-    grad_y_ptr,  # (P, C_OUT)
-    partial_ptr,  # (S, C_OUT, T, C_IN) float32: one summand per share of the pixels
-    # sizes
-    num_pixels,
-    height,
-    width,
-    num_taps,
-    pixels_per_share,  # a multiple of BLOCK_K
-    # meta
-    C_IN: tl.constexpr,
-    C_OUT: tl.constexpr,
-    COLUMNS: tl.constexpr,  # of the window of taps
-    ABOVE: tl.constexpr,  # rows from its first tap down to the output pixel
-    BEFORE: tl.constexpr,  # columns likewise
-    DILATION: tl.constexpr,
-    FLAT: tl.constexpr,  # few input channels: one block covers several taps
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    out = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    lane = tl.arange(0, BLOCK_N)
-    BLOCKS: tl.constexpr = (C_IN + BLOCK_N - 1) // BLOCK_N
-    if FLAT:
-        column = tl.program_id(1) * BLOCK_N + lane  # of (T, C_IN), flattened
-        tap = column // C_IN
-        is_column = tap < num_taps
-        dy = DILATION * (tap // COLUMNS - ABOVE)  # [N]
-        dx = DILATION * (tap % COLUMNS - BEFORE)
-        offset = (dy * width + dx) * C_IN + column % C_IN
-    else:
-        one_tap = tl.program_id(1) // BLOCKS
-        channel = (tl.program_id(1) % BLOCKS) * BLOCK_N + lane
-        column = one_tap * C_IN + channel
-        is_column = channel < C_IN
-        one_dy = DILATION * (one_tap // COLUMNS - ABOVE)
-        one_dx = DILATION * (one_tap % COLUMNS - BEFORE)
-        offset = (one_dy * width + one_dx) * C_IN + channel
-    share = tl.program_id(2).to(tl.int64)
-    first = share * pixels_per_share
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, pixels_per_share, BLOCK_K):
-        pixel = first + start + tl.arange(0, BLOCK_K)  # int64 [K]
-        in_image = (pixel % (height * width)).to(tl.int32)
-        row = in_image // width
-        col = in_image % width
-        is_pixel = pixel < num_pixels
-        g_live = is_pixel[:, None] & (out < C_OUT)[None, :]
-        g = tl.load(grad_y_ptr + pixel[:, None] * C_OUT + out[None, :], mask=g_live, other=0.0)  # [K, M]
-        if FLAT:
-            y_in = row[:, None] + dy[None, :]
-            x_in = col[:, None] + dx[None, :]
-            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
-            live = inside & is_pixel[:, None] & is_column[None, :]
-        else:
-            y_in = row + one_dy
-            x_in = col + one_dx
-            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
-            live = (inside & is_pixel)[:, None] & is_column[None, :]
-        x = tl.load(x_ptr + (pixel * C_IN)[:, None] + offset[None, :], mask=live, other=0.0)  # [K, N]
-        acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION)
-    rows = (share * C_OUT + out) * (num_taps * C_IN)
-    is_output = (out < C_OUT)[:, None] & is_column[None, :]
-    tl.store(partial_ptr + rows[:, None] + column[None, :], acc, mask=is_output)
-
-
 def forward(
     x: torch.Tensor,
     window: torch.Tensor,
@@ -216,54 +147,6 @@ def grad_input(
     """``grad_y`` (N, C_out, H, W) -> (N, C_in, H, W) in NHWC: the same convolution with mirrored taps."""
     packed = window.flatten(2)[..., :live].permute(2, 1, 0)  # (T, C_in, C_out)
     return convolve(grad_y, packed, None, window.shape[-1], dilation, centre, direction=-1)
-
-
-def grad_weight(
-    x: torch.Tensor,
-    grad_y: torch.Tensor,
-    size: tuple[int, int],
-    live: int,
-    dilation: int,
-    centre: tuple[int, int],
-) -> torch.Tensor:
-    """``x`` (N, C_in, H, W), ``grad_y`` (N, C_out, H, W) -> (C_out, C_in, *size), exactly zero at the dead taps."""
-    in_channels, out_channels = x.shape[1], grad_y.shape[1]
-    result = x.new_zeros(out_channels, in_channels, *size)
-    num_pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    if num_pixels == 0 or live == 0:
-        return result
-    x, grad_y = nhwc(x), nhwc(grad_y)
-    flat = is_flat(in_channels)
-    columns = live * in_channels if flat else in_channels
-    config = choose_config("grad_weight", _arch(x), x.dtype, out_channels, columns, num_pixels, flat=flat)
-    tiles_m = triton.cdiv(out_channels, config.block_m)
-    tiles_n = triton.cdiv(columns, config.block_n) * (1 if flat else live)
-    # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
-    shares = max(1, min(512 // (tiles_m * tiles_n), triton.cdiv(num_pixels, 8 * config.block_k)))
-    pixels_per_share = triton.cdiv(triton.cdiv(num_pixels, shares), config.block_k) * config.block_k
-    shares = triton.cdiv(num_pixels, pixels_per_share)
-    partial = torch.empty(shares, out_channels, live, in_channels, dtype=torch.float32, device=x.device)
-    grad_weight_kernel[(tiles_m, tiles_n, shares)](
-        x_ptr=x,
-        grad_y_ptr=grad_y,
-        partial_ptr=partial,
-        num_pixels=num_pixels,
-        height=x.shape[2],
-        width=x.shape[3],
-        num_taps=live,
-        pixels_per_share=pixels_per_share,
-        C_IN=in_channels,
-        C_OUT=out_channels,
-        COLUMNS=size[1],
-        ABOVE=centre[0],
-        BEFORE=centre[1],
-        DILATION=dilation,
-        FLAT=flat,
-        PRECISION=_precision(x.dtype),
-        **_meta(config),
-    )
-    result.flatten(2)[..., :live] = partial.sum(0).transpose(1, 2)
-    return result
 
 
 def convolve(
@@ -295,7 +178,7 @@ def convolve(
     flat = is_flat(in_channels)
     reduced = live * in_channels if flat else in_channels
     op: Op = "block" if is_gated or activation or residual is not None else "conv"
-    config = choose_config(op, _arch(x), x.dtype, num_pixels, out_channels, max(reduced, 1), flat=flat)
+    config = choose_config(op, arch_of(x), x.dtype, num_pixels, out_channels, max(reduced, 1), flat=flat)
     is_map = condition is not None and condition.ndim == 4
     if condition is not None:
         condition = nhwc(condition) if is_map else condition.contiguous()
@@ -322,39 +205,7 @@ def convolve(
         GATED=is_gated,
         CONDITION_IS_MAP=is_map,
         ACTIVATION=activation,
-        PRECISION=_precision(x.dtype),
-        **_meta(config),
+        PRECISION=precision_of(x.dtype),
+        **meta_of(config),
     )
     return y
-
-
-def nhwc(x: torch.Tensor) -> torch.Tensor:
-    """``x`` in the layout that the kernels read, at an aligned address."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    # an unaligned pointer costs the kernels all their registers and more
-    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last)
-
-
-def _arch(x: torch.Tensor) -> int | None:
-    if not x.is_cuda:
-        return None
-    major, minor = torch.cuda.get_device_capability(x.device)
-    return 10 * major + minor
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How float32 factors are multiplied, as PyTorch is told to: "highest" keeps their 24 bits in three products."""
-    if dtype != torch.float32:
-        return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def _meta(config: Config) -> dict[str, int | bool]:
-    return {
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "enable_fp_fusion": True,
-    }

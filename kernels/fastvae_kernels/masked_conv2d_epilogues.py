@@ -4,11 +4,19 @@ import torch
 import triton
 import triton.language as tl
 
-from .masked_conv2d import convolve, nhwc
+from .masked_conv2d import convolve
+from .masked_conv2d_launch import nhwc
 
-__all__ = ["activation_backward", "epilogue_backward_kernel", "gate_backward", "gated_forward", "residual_forward"]
+__all__ = [
+    "BLOCK",
+    "activation_backward",
+    "epilogue_backward_kernel",
+    "gate_backward",
+    "gated_forward",
+    "residual_forward",
+]
 
-_BLOCK = 1024  # values per program of the pointwise kernel
+BLOCK = 1024  # values per program of the pointwise kernel
 
 
 def gated_forward(
@@ -112,14 +120,14 @@ def _backward(saved: torch.Tensor, grad_y: torch.Tensor, activation: str) -> tor
     num_values = grad_y.numel()
     if num_values == 0:
         return grad_h
-    epilogue_backward_kernel[(triton.cdiv(num_values, _BLOCK),)](
+    epilogue_backward_kernel[(triton.cdiv(num_values, BLOCK),)](
         saved_ptr=nhwc(saved),
         grad_y_ptr=nhwc(grad_y),
         grad_h_ptr=grad_h,
         num_values=num_values,
         CHANNELS=grad_y.shape[1],
         ACTIVATION=activation,
-        BLOCK=_BLOCK,
+        BLOCK=BLOCK,
         num_warps=4,
         enable_fp_fusion=True,
     )

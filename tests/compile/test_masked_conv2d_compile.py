@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("triton", reason="cross-compilation needs triton, which is not installed")
 
 from fastvae_kernels import masked_conv2d as kernels
+from fastvae_kernels import masked_conv2d_epilogues as epilogues
 from fastvae_kernels.masked_conv2d_config import FLAT, TABLE, bucket_of, choose_config, is_flat
 
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -127,6 +128,24 @@ def test_a_row_with_an_epilogue_fits(
     assert compiled.shared <= compiled.shared_limit
     if arch == 90 and config.block_m >= 64:
         assert "wgmma" in compiled.ptx
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("activation", ["gate", "relu", "elu"])
+def test_the_derivative_of_an_epilogue_fits(cross_compile: Callable, activation: str, dtype: str, arch: int) -> None:
+    pointers = dict.fromkeys(("saved_ptr", "grad_y_ptr", "grad_h_ptr"), f"*{dtype}")
+    meta = {"CHANNELS": 64, "ACTIVATION": activation, "BLOCK": epilogues.BLOCK}
+    compiled = cross_compile(
+        epilogues.epilogue_backward_kernel,
+        pointers | {"num_values": "i32"},
+        meta,
+        arch,
+        divisible=[*pointers, "num_values"],
+    )
+    assert compiled.spills == 0
+    assert compiled.shared <= compiled.shared_limit
+    assert "ld.global.v" in compiled.ptx  # several values at once
 
 
 @pytest.mark.parametrize("op", ["conv", "grad_weight"])
