@@ -77,6 +77,8 @@ def iwae(model: Any, x: Tensor, num_samples: int = 50) -> Tensor:
 
 
 def _draw(model: Any, x: Tensor, num_samples: int) -> tuple[Any, Tensor, Tensor]:
+    if not isinstance(num_samples, int) or isinstance(num_samples, bool):
+        raise TypeError(f"num_samples must be an integer, got {num_samples!r}")
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     q = model.proposal(x)

@@ -166,3 +166,9 @@ def test_a_vae_is_trained_by_both_bounds() -> None:
             (-bound(model, data, **options).mean()).backward()
             optimiser.step()
         assert bound(model, data, **options).mean().item() > before + 2.0
+
+
+@pytest.mark.parametrize("bound", [elbo, iwae])
+def test_a_fraction_of_a_sample_is_an_error(bound, x: Tensor) -> None:
+    with pytest.raises(TypeError, match=r"num_samples must be an integer, got 1\.5"):
+        bound(LinearGaussian().model(), x, num_samples=1.5)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from torch.distributions import Independent, Normal
 
@@ -14,14 +15,19 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def test_the_python_examples_run() -> None:
-    def encoder(x: torch.Tensor) -> Independent:
-        return Independent(Normal(x.flatten(1)[:, :4], 1.0), 1)
+    class Encoder(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Independent:
+            return Independent(Normal(x.flatten(1)[:, :4], 1.0), 1)
+
+    class Decoder(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> Bernoulli:
+            return Bernoulli(z.repeat_interleave(4, -1).unflatten(-1, (1, 4, 4)))
 
     names = {
         "model": PixelCNN((1, 8, 8), channels=4, num_blocks=1),
         "x": torch.randint(0, 2, (3, 1, 4, 4)).float(),
-        "encoder": encoder,
-        "decoder": lambda z: Bernoulli(z.repeat_interleave(4, -1).unflatten(-1, (1, 4, 4))),
+        "encoder": Encoder(),
+        "decoder": Decoder(),
         "prior": Independent(Normal(torch.zeros(4), 1.0), 1),
         "pixelcnn": PixelCNN((1, 28, 28), channels=4, num_blocks=2),
     }
@@ -38,10 +44,9 @@ def test_the_commands_exist_with_the_options_shown(capsys) -> None:
     lines = re.findall(r"python -m fastvae (train|evaluate|sample|demo|accelerate-report)(.*)", README)
     assert {command for command, _ in lines} == {"train", "evaluate", "sample", "demo", "accelerate-report"}
     for command, options in lines:
-        try:
+        with pytest.raises(SystemExit) as done:
             main([command, "--help"])
-        except SystemExit as done:
-            assert done.code == 0
+        assert done.value.code == 0
         text = capsys.readouterr().out
         for option in re.findall(r"(--[a-z-]+)", options):
             assert option in text, f"{command} has no {option}"

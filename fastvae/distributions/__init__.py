@@ -7,7 +7,7 @@ from .bernoulli import Bernoulli, BernoulliLikelihood
 from .categorical import Categorical, CategoricalLikelihood
 from .diagonal_gaussian import DiagonalGaussian
 from .gaussian import Gaussian, GaussianLikelihood
-from .likelihood import ImageDistribution, Likelihood
+from .likelihood import ImageDistribution, Likelihood, checked_data
 
 __all__ = [
     "Autoregressive",
@@ -21,6 +21,7 @@ __all__ = [
     "ImageDistribution",
     "Likelihood",
     "as_likelihood",
+    "checked_data",
     "likelihood",
 ]
 

@@ -1,12 +1,27 @@
 """What every likelihood of images shares: the distribution over an image and the family that builds it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-__all__ = ["ImageDistribution", "Likelihood"]
+__all__ = ["ImageDistribution", "Likelihood", "check_finite", "checked_data", "support_error"]
+
+_data_is_checked: ContextVar[bool] = ContextVar("fastvae_data_is_checked", default=False)
+
+
+@contextmanager
+def checked_data() -> Iterator[None]:
+    """Inside this context ``log_prob`` takes the values of x as checked: on CUDA every check waits for the device."""
+    token = _data_is_checked.set(True)
+    try:
+        yield
+    finally:
+        _data_is_checked.reset(token)
 
 
 class ImageDistribution(Distribution):
@@ -80,3 +95,14 @@ def support_error(name: str, x: Tensor, valid: Tensor, expected: str, fix: str) 
     if not bool(valid.all()):
         example = x[~valid].flatten()[0].item()
         raise ValueError(f"x must be {expected} for a {name} likelihood, got values such as {example:g}; {fix}")
+
+
+def check_finite(name: str, params: Tensor) -> None:
+    """Raise ``ValueError`` if parameters to sample from are not numbers."""
+    if not bool(torch.isfinite(params).all()):
+        raise ValueError(f"{name} must be finite, got nan or infinity: check the model's weights and its input")
+
+
+def is_checked() -> bool:
+    """Whether :func:`checked_data` is in force."""
+    return _data_is_checked.get()

@@ -35,6 +35,8 @@ def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dt
     Returns:
         z (count, N, ...) and log q(z) (count, N) in nats.
     """
+    if not hasattr(q, "log_prob") and not hasattr(q, "rsample_and_log_prob"):
+        raise TypeError(f"proposal(x) must return a distribution with log_prob, got {type(q).__name__}")
     if hasattr(q, "from_noise"):
         z, log_q = q.from_noise(_noise(seed, ids, first, count, q.noise_size, dtype))
     elif (normal := _normal(q)) is not None:

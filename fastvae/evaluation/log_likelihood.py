@@ -1,13 +1,14 @@
 """``log_likelihood``: importance-weighted estimates of log p(x) with many samples, in bounded memory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fastvae.distributions import checked_data
 from fastvae.ops._dispatch import choose
 
 from .draw import draw, is_addressed
@@ -34,6 +35,7 @@ def log_likelihood(
     max_bytes: int | None = None,
     progress: bool | None = None,
     on_bad: Literal["raise", "count"] = "raise",
+    modules: Sequence[nn.Module] = (),
 ) -> LogLikelihood:
     r"""Estimate :math:`\log p(x) \approx \log \frac1M \sum_m p(x, z_m) / q(z_m | x)` of every datapoint.
 
@@ -67,6 +69,8 @@ def log_likelihood(
         progress: show a progress bar; by default only on a terminal.
         on_bad: log-weights that are nan or +inf (errors of the model, never dropped) ``"raise"``, or ``"count"``:
             their datapoints become nan and ``result.weights.num_bad`` tells how many there were.
+        modules: further modules that ``proposal`` and ``log_joint`` use but do not belong to, as a lambda's do: these
+            are put in eval mode (dropout would break the address of the noise) and fused, too.
 
     Returns:
         :class:`fastvae.evaluation.LogLikelihood`: ``log_prob``, ``std_error``, ``ess``, ``khat``, ``elbo``, ``bias``
@@ -95,7 +99,10 @@ def log_likelihood(
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if x.ndim < 1:
         raise ValueError("x must have shape (N, ...), got a scalar; add a batch dimension with x[None]")
-    modules = _modules(model, proposal, log_joint)
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"modules must be torch.nn.Module objects, got {type(module).__name__}")
+    modules = _modules(model, proposal, log_joint, *modules)
     _check_device(x, modules)
     ids = _checked_ids(ids, x)
     weights = LogWeights(x.shape[0], device=x.device)
@@ -140,7 +147,8 @@ class _Run:
             for first in range(samples.start, samples.stop, plan.samples):
                 count = min(plan.samples, samples.stop - first)
                 z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
-                weights.update(self.log_joint_chunks(x, z, plan) - log_q, points)
+                log_joint = self.log_joint_chunks(x, z, plan, seen=first > samples.start)
+                weights.update(log_joint - log_q, points)
                 bar.update(count * x.shape[0])
             if on_bad == "raise":
                 _raise_if_bad(weights.num_bad[points], ids, len(samples))
@@ -159,7 +167,7 @@ class _Run:
         row_bytes = bytes_per_row(rows)
         return make_plan(self.x.shape[0], len(samples), row_bytes, z[0, 0].numel(), max_bytes, is_addressed(q))
 
-    def log_joint_chunks(self, x: Tensor, z: Tensor, plan: Plan) -> Tensor:
+    def log_joint_chunks(self, x: Tensor, z: Tensor, plan: Plan, seen: bool) -> Tensor:
         """``x`` (n, ...), ``z`` (k, n, ...) -> log p(x, z) (k, n)."""
         columns = []
         for i in range(0, x.shape[0], plan.chunk_points):
@@ -167,7 +175,9 @@ class _Run:
             parts = []
             for j in range(0, z.shape[0], plan.chunk_samples):
                 chunk = z[j : j + plan.chunk_samples, some]
-                parts.append(_checked(self.log_joint(x[some], chunk), tuple(chunk.shape[:2])))
+                # the likelihood looks at the values of x once, not for every chunk
+                with checked_data() if seen or j else nullcontext():
+                    parts.append(_checked(self.log_joint(x[some], chunk), tuple(chunk.shape[:2])))
             columns.append(torch.cat(parts))
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 

@@ -86,6 +86,8 @@ class LogWeights:
             TypeError: if ``log_w`` is not floating point.
             ValueError: if shapes or devices do not fit.
         """
+        if not isinstance(log_w, Tensor):
+            raise TypeError(f"log_w must be a tensor, got {type(log_w).__name__}")
         self.state[:, points] = ops.update_log_weights(self.state[:, points], log_w)
         if self.largest.shape[0] and log_w.shape[0]:
             fresh = log_w.detach().topk(min(log_w.shape[0], self.largest.shape[0]), dim=0, sorted=False).values

@@ -2,13 +2,23 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fastvae.distributions import DiagonalGaussian, Likelihood
 
-__all__ = ["GaussianEncoder", "check_event_shape", "check_positive", "image_size", "mlp"]
+__all__ = [
+    "GaussianEncoder",
+    "check_event_shape",
+    "check_hidden_sizes",
+    "check_images",
+    "check_latent",
+    "check_positive",
+    "image_size",
+    "mlp",
+]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
@@ -17,7 +27,6 @@ def mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
     """Linear layers of the given sizes with an activation between them, none at the end."""
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}")
-    check_positive(sizes=min(sizes))
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise(sizes):
         layers += [nn.Linear(size_in, size_out), _ACTIVATIONS[activation]()]
@@ -44,26 +53,63 @@ class GaussianEncoder(nn.Module):
         self.net = mlp([image_size(event_shape), *hidden_sizes, 2 * latent_size], activation)
 
     def forward(self, x: Tensor) -> DiagonalGaussian:
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.event_shape:
-            expected = ", ".join(map(str, self.event_shape))
-            raise ValueError(f"x must have shape (N, {expected}), got {tuple(x.shape)}")
+        x = check_images(x, self.event_shape, cast(nn.Linear, self.net[0]).weight)
         loc, log_scale = self.net(self.scale(x).flatten(1)).chunk(2, dim=-1)
         return DiagonalGaussian(loc, log_scale)
 
 
+def check_images(x: Tensor, event_shape: tuple[int, int, int], weight: Tensor) -> Tensor:
+    """Images (N, C, H, W) that a network with this first weight can take; integers in the dtype of the weight."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.ndim != 4 or tuple(x.shape[1:]) != event_shape:
+        expected = ", ".join(map(str, event_shape))
+        raise ValueError(f"x must have shape (N, {expected}), got {tuple(x.shape)}")
+    return check_input("x", x, weight)
+
+
+def check_input(name: str, x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` on the device of the weight, in its dtype unless autocast sees to that; integers are converted."""
+    if x.device != weight.device:
+        raise ValueError(f"{name} must be on the model's device, {weight.device}, got {x.device}; move one of them")
+    if not x.is_floating_point():
+        return x.to(weight.dtype)
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{name} must have the model's dtype, {weight.dtype}, got {x.dtype}; convert one of them")
+    return x
+
+
+def check_latent(z: Tensor, latent_size: int, weight: Tensor) -> Tensor:
+    """z (..., d) that a network with this first weight can take."""
+    if z.ndim == 0 or z.shape[-1] != latent_size:
+        raise ValueError(f"z must have shape (..., {latent_size}), got {tuple(z.shape)}")
+    return check_input("z", z, weight)
+
+
 def check_event_shape(event_shape: Sequence[int]) -> tuple[int, int, int]:
     """(C, H, W) as a tuple of positive numbers."""
-    if len(event_shape) != 3 or any(int(size) != size or size < 1 for size in event_shape):
-        raise ValueError(f"event_shape must be three positive numbers (C, H, W), got {tuple(event_shape)}")
-    channels, height, width = (int(size) for size in event_shape)
-    return channels, height, width
+    sizes = tuple(event_shape) if isinstance(event_shape, Sequence) else (event_shape,)
+    if len(sizes) != 3 or not all(isinstance(size, int) and size >= 1 for size in sizes):
+        raise ValueError(f"event_shape must be three positive integers (C, H, W), got {event_shape!r}")
+    return sizes
 
 
 def check_positive(**sizes: int) -> None:
-    """Raise for a size below one, by the name of the argument."""
+    """Raise for what is no integer or below one, by the name of the argument."""
     for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{name} must be an integer, got {size!r}")
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of hidden layers as a tuple of positive numbers; none is fine."""
+    if not isinstance(hidden_sizes, Sequence) or isinstance(hidden_sizes, str):
+        raise TypeError(f"hidden_sizes must be a sequence of integers, got {hidden_sizes!r}")
+    for size in hidden_sizes:
+        check_positive(hidden_sizes=size)
+    return tuple(hidden_sizes)
 
 
 def image_size(event_shape: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastvae.distributions import Autoregressive, Likelihood, as_likelihood
 from fastvae.nn import MaskedConv2d
 
-from .parts import check_event_shape, check_positive
+from .parts import check_event_shape, check_images, check_positive
 
 __all__ = ["PixelCNN"]
 
@@ -67,6 +67,10 @@ class PixelCNN(nn.Module):
         super().__init__()
         self.event_shape = check_event_shape(event_shape)
         check_positive(channels=channels, num_blocks=num_blocks)
+        for name, size in (("first_kernel_size", first_kernel_size), ("kernel_size", kernel_size)):
+            check_positive(**{name: size})
+            if size % 2 == 0:
+                raise ValueError(f"{name} must be odd, got {size}: an even kernel has no centre")
         if condition_channels < 0:
             raise ValueError(f"condition_channels must not be negative, got {condition_channels}")
         self.family = as_likelihood(likelihood)
@@ -98,7 +102,7 @@ class PixelCNN(nn.Module):
         Returns:
             (N, C * num_params, H, W).
         """
-        condition = self._check(x, condition)
+        x, condition = self._check(x, condition)
         h = self.first(self.family.scale(x))
         if self.first_condition is not None:
             h = h + self.first_condition(condition)
@@ -108,17 +112,15 @@ class PixelCNN(nn.Module):
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """log p(x | condition) in nats, exact: ``x`` (N, C, H, W) -> (N,)."""
-        condition = self._check(x, condition)
+        x, condition = self._check(x, condition)
         return Autoregressive(self, self.family, condition, self.event_shape).log_prob(x)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON."""
         return {"event_shape": list(self.event_shape), "likelihood": self.family.config(), **self.options}
 
-    def _check(self, x: Tensor, condition: Tensor | None) -> Tensor | None:
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.event_shape:
-            expected = ", ".join(map(str, self.event_shape))
-            raise ValueError(f"x must have shape (N, {expected}), got {tuple(x.shape)}")
+    def _check(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = check_images(x, self.event_shape, self.last.weight)
         size = self.options["condition_channels"]
         if (condition is None) != (size == 0):
             got = "none" if condition is None else f"one of shape {tuple(condition.shape)}"
@@ -126,11 +128,11 @@ class PixelCNN(nn.Module):
                 f"this net takes {f'a condition with {size} channels' if size else 'no condition'}, got {got}"
             )
         if condition is None:
-            return None
+            return x, None
         if condition.ndim == 2:
             condition = condition[:, :, None, None]
         maps = ((1, 1), self.event_shape[1:])
         if condition.ndim != 4 or condition.shape[:2] != (x.shape[0], size) or tuple(condition.shape[2:]) not in maps:
             expected = f"({x.shape[0]}, {size}), ({x.shape[0]}, {size}, 1, 1) or ({x.shape[0]}, {size}, *{maps[1]})"
             raise ValueError(f"condition must have shape {expected}, got {tuple(condition.shape)}")
-        return condition
+        return x, condition

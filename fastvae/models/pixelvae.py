@@ -1,14 +1,14 @@
 """The PixelVAE: a VAE whose decoder is a PixelCNN that sees z in every layer."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from fastvae.distributions import Autoregressive, Likelihood, as_likelihood
 
 from .latent_variable_model import LatentVariableModel
-from .parts import GaussianEncoder, check_event_shape, check_positive, mlp
+from .parts import GaussianEncoder, check_event_shape, check_hidden_sizes, check_latent, check_positive, mlp
 from .pixelcnn import PixelCNN
 
 __all__ = ["PixelVAE"]
@@ -17,12 +17,14 @@ __all__ = ["PixelVAE"]
 class PixelDecoder(nn.Module):
     """z (..., d) -> p(x | z): maps (F, H, W) from z by an unmasked net, then the PixelCNN conditioned on them."""
 
-    def __init__(self, to_maps: nn.Module, pixelcnn: PixelCNN) -> None:
+    def __init__(self, to_maps: nn.Sequential, pixelcnn: PixelCNN) -> None:
         super().__init__()
         self.to_maps, self.pixelcnn = to_maps, pixelcnn
 
     def maps(self, z: Tensor) -> Tensor:
         """(..., d) -> (..., F, H, W), in the range of the hidden activations."""
+        first = cast(nn.Linear, self.to_maps[0])
+        z = check_latent(z, first.in_features, first.weight)
         size = (self.pixelcnn.options["condition_channels"], *self.pixelcnn.event_shape[1:])
         return self.to_maps(z).unflatten(-1, size).relu()
 
@@ -74,6 +76,7 @@ class PixelVAE(LatentVariableModel):
     ) -> None:
         shape = check_event_shape(event_shape)
         check_positive(latent_size=latent_size, map_channels=map_channels)
+        hidden_sizes = check_hidden_sizes(hidden_sizes)
         family = as_likelihood(likelihood)
         pixelcnn = PixelCNN(shape, family, channels, num_blocks, first_kernel_size, kernel_size, map_channels)
         maps = mlp([latent_size, *reversed(hidden_sizes), map_channels * shape[1] * shape[2]], activation)
@@ -83,7 +86,7 @@ class PixelVAE(LatentVariableModel):
             prior=latent_size,
         )
         self.event_shape, self.latent_size, self.condition_shape = shape, latent_size, (latent_size,)
-        self.hidden_sizes, self.activation = tuple(hidden_sizes), activation
+        self.hidden_sizes, self.activation = hidden_sizes, activation
 
     @property
     def family(self) -> Likelihood:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastvae.distributions import ImageDistribution, Likelihood, as_likelihood
 
 from .latent_variable_model import LatentVariableModel
-from .parts import GaussianEncoder, check_event_shape, check_positive, image_size, mlp
+from .parts import GaussianEncoder, check_event_shape, check_hidden_sizes, check_latent, check_positive, image_size, mlp
 
 __all__ = ["VAE"]
 
@@ -24,6 +24,8 @@ class ImageDecoder(nn.Module):
         self.params_shape = (channels * family.num_params, height, width)
 
     def forward(self, z: Tensor) -> ImageDistribution:
+        first = cast(nn.Linear, self.net[0])
+        z = check_latent(z, first.in_features, first.weight)
         return self.family(self.net(z).unflatten(-1, self.params_shape))
 
 
@@ -62,6 +64,7 @@ class VAE(LatentVariableModel):
     ) -> None:
         shape = check_event_shape(event_shape)
         check_positive(latent_size=latent_size)
+        hidden_sizes = check_hidden_sizes(hidden_sizes)
         family = as_likelihood(likelihood)
         params = image_size(shape) * family.num_params
         decoder = mlp([latent_size, *reversed(hidden_sizes), params], activation)
@@ -71,7 +74,7 @@ class VAE(LatentVariableModel):
             prior=latent_size,
         )
         self.event_shape, self.latent_size = shape, latent_size
-        self.hidden_sizes, self.activation = tuple(hidden_sizes), activation
+        self.hidden_sizes, self.activation = hidden_sizes, activation
 
     @property
     def family(self) -> Likelihood:

@@ -91,7 +91,7 @@ def _why_not_triton(tensors: tuple[Tensor, ...]) -> str | None:
 # what a compiler cannot trace is constant to it: a compiled function keeps the backend that it was traced under
 @constant_when_compiled
 def _requested() -> Backend:
-    name = _forced.get() or os.environ.get("FASTVAE_BACKEND", "auto")
+    name = _forced.get() or os.environ.get("FASTVAE_BACKEND") or "auto"
     if name not in get_args(Backend):
         raise ValueError(f"FASTVAE_BACKEND must be one of {get_args(Backend)}, got {name!r}")
     return name  # type: ignore[return-value]

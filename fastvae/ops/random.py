@@ -82,6 +82,9 @@ def _bits(seed: int, ids: Tensor, rows: Tensor, width: int, tag: int, dtype: tor
             raise ValueError(f"{name} must have one dimension, got shape {tuple(tensor.shape)}")
     if ids.device != rows.device:
         raise ValueError(f"ids and rows must be on one device, got {ids.device} and {rows.device}")
+    for name, number in (("seed", seed), ("tag", tag), ("width", width)):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"{name} must be an integer, got {number!r}")
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2^64), got {seed}")
     if not 0 <= tag < 2**32:

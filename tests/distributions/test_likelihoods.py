@@ -17,6 +17,7 @@ from fastvae.distributions import (
     Gaussian,
     GaussianLikelihood,
     as_likelihood,
+    checked_data,
     likelihood,
 )
 
@@ -141,3 +142,28 @@ def test_scaling_maps_the_support_to_minus_one_and_one() -> None:
     assert CategoricalLikelihood(17).scale(torch.tensor([0, 8, 16])).tolist() == [-1.0, 0.0, 1.0]
     assert BernoulliLikelihood().scale(torch.tensor([0.0, 1.0])).tolist() == [-1.0, 1.0]
     assert GaussianLikelihood().scale(torch.tensor([0.0, 1.0], dtype=torch.float64)).dtype == torch.float64
+
+
+def test_gaussian_data_must_be_finite_numbers_of_any_size() -> None:
+    gaussian = Gaussian(torch.zeros(1, 1, 2, 2), torch.tensor(0.0))
+    assert torch.isfinite(gaussian.log_prob(torch.full((1, 1, 2, 2), -3.0))), "its own samples may leave [0, 1]"
+    with pytest.raises(ValueError, match="must be finite for a gaussian likelihood, got values such as nan"):
+        gaussian.log_prob(torch.full((1, 1, 2, 2), torch.nan))
+    with pytest.raises(TypeError, match=r"must be floating point .* got torch.uint8; dequantise"):
+        gaussian.log_prob(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("family", [BernoulliLikelihood(), CategoricalLikelihood(3), GaussianLikelihood("pixel")])
+def test_broken_parameters_are_not_sampled_from(family) -> None:
+    params = torch.zeros(1, family.num_params, 2, 2)
+    params[..., 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="must be finite, got nan or infinity: check the model's weights"):
+        family(params).sample()
+
+
+def test_data_can_be_declared_as_checked() -> None:
+    grey = torch.full((1, 1, 2, 2), 0.5)
+    with checked_data():
+        assert Bernoulli(torch.zeros(1, 1, 2, 2)).log_prob(grey).shape == (1,)
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        Bernoulli(torch.zeros(1, 1, 2, 2)).log_prob(grey)

@@ -118,3 +118,38 @@ def test_an_error_of_the_model_reaches_the_caller_as_it_is() -> None:
 
     with pytest.raises(KeyError, match="from the model"):
         fastvae.log_likelihood(X, proposal=proposal, log_joint=failing, num_samples=50)
+
+
+def test_grey_data_are_refused_in_every_batch_of_datapoints_and_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastvae.distributions import bernoulli
+    from fastvae.models import VAE
+
+    looks = []
+    check = bernoulli._check_binary
+    monkeypatch.setattr(bernoulli, "_check_binary", lambda x: (looks.append(len(x)), check(x)))
+    model = VAE((1, 4, 4), latent_size=2, hidden_sizes=(8,))
+    x = torch.zeros(6, 1, 4, 4)
+    fastvae.log_likelihood(x, model, num_samples=500, max_bytes=20_000)
+    assert sum(looks) <= 2 * len(x) + 8, "not once for every chunk"
+    x[5] = 0.5
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        fastvae.log_likelihood(x, model, num_samples=500, max_bytes=20_000)
+
+
+def test_named_modules_are_evaluated_in_eval_mode_and_put_back() -> None:
+    dropout = torch.nn.Dropout(0.5)
+    modes = []
+
+    def log_joint(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        modes.append(dropout.training)
+        return dropout(z).sum(-1)
+
+    x = torch.zeros(2, 1)
+    q = lambda x: torch.distributions.Independent(torch.distributions.Normal(x, 1.0), 1)  # noqa: E731
+    fastvae.log_likelihood(x, proposal=q, log_joint=log_joint, num_samples=10, modules=[dropout])
+    assert not any(modes)
+    assert dropout.training
+    with pytest.raises(TypeError, match=r"modules must be .* objects, got str"):
+        fastvae.log_likelihood(x, proposal=q, log_joint=log_joint, num_samples=10, modules=["decoder"])
+    with pytest.raises(TypeError, match=r"proposal\(x\) must return a distribution with log_prob, got NoneType"):
+        fastvae.log_likelihood(x, proposal=lambda x: None, log_joint=log_joint, num_samples=10)

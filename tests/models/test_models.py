@@ -116,11 +116,20 @@ def test_models_follow_dtype_and_deepcopy() -> None:
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda: VAE((28, 28)), r"event_shape must be three positive numbers \(C, H, W\), got \(28, 28\)"),
+        (lambda: VAE((28, 28)), r"event_shape must be three positive integers \(C, H, W\), got \(28, 28\)"),
         (lambda: VAE((1, 4, 4), latent_size=0), "latent_size must be at least 1, got 0"),
         (lambda: VAE((1, 4, 4), activation="gelu"), "activation must be one of .* got 'gelu'"),
         (lambda: VAE((1, 4, 4), "poisson"), "likelihood must be one of .* got 'poisson'"),
-        (lambda: PixelCNN((1, 4, 4), first_kernel_size=4), "4"),
+        (lambda: PixelCNN((1, 4, 4), first_kernel_size=4), "first_kernel_size must be odd, got 4"),
+        (lambda: PixelCNN((1, 4, 4), kernel_size=2), "^kernel_size must be odd, got 2"),
+        (lambda: VAE((1, 4, 4), hidden_sizes=(8, 0)), "hidden_sizes must be at least 1, got 0"),
+        (lambda: VAE(8), "event_shape must be three positive integers .* got 8"),
+        (lambda: VAE((1, 4, 4), **SMALL).likelihood(torch.zeros(3, 7)), r"z must have shape \(..., 3\), got \(3, 7\)"),
+        (lambda: PixelVAE((1, 4, 4), **SMALL).likelihood(torch.zeros(7)), r"z must have shape \(..., 3\), got \(7,\)"),
+        (
+            lambda: VAE((1, 4, 4), **SMALL).proposal(torch.zeros(2, 1, 4, 4, device="meta")),
+            "x must be on the model's device, cpu, got meta",
+        ),
         (lambda: PixelCNN((1, 4, 4), channels=0), "channels must be at least 1, got 0"),
         (lambda: PixelCNN((1, 4, 4), channels=4)(torch.zeros(2, 1, 4, 5)), r"x must have shape \(N, 1, 4, 4\), got"),
         (
@@ -148,3 +157,33 @@ def test_models_follow_dtype_and_deepcopy() -> None:
 def test_bad_arguments_say_what_is_wrong(build, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         build()
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: VAE((1, 4, 4), latent_size=1.5), "latent_size must be an integer, got 1.5"),
+        (lambda: VAE((1, 4, 4), hidden_sizes=20), "hidden_sizes must be a sequence of integers, got 20"),
+        (
+            lambda: VAE((1, 4, 4), **SMALL).proposal(torch.zeros(2, 1, 4, 4).double()),
+            r"x must have the model's dtype, torch.float32, got torch.float64",
+        ),
+        (
+            lambda: PixelCNN((1, 4, 4), channels=4)(torch.zeros(2, 1, 4, 4).half()),
+            r"x must have the model's dtype, torch.float32, got torch.float16",
+        ),
+        (lambda: VAE((1, 4, 4), **SMALL).proposal([[0.0]]), "x must be a tensor, got list"),
+    ],
+)
+def test_bad_types_say_what_is_wrong(build, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        build()
+
+
+def test_integer_images_serve_models_of_any_dtype() -> None:
+    x = torch.randint(0, 2, (3, 1, 4, 4), dtype=torch.uint8)
+    for dtype in (torch.float32, torch.float64):
+        net = PixelCNN((1, 4, 4), channels=4, num_blocks=1).to(dtype)
+        torch.testing.assert_close(net.log_prob(x), net.log_prob(x.to(dtype)))
+        vae = VAE((1, 4, 4), **SMALL).to(dtype)
+        torch.testing.assert_close(vae.proposal(x).mean, vae.proposal(x.to(dtype)).mean)
