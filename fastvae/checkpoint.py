@@ -22,12 +22,14 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "check_state",
     "create",
     "load_model",
     "load_state",
     "read_config",
     "read_training",
     "save",
+    "training_file",
     "write_training",
     "write_weights",
 ]
@@ -124,11 +126,20 @@ def read_training(folder: str | Path, model: nn.Module) -> tuple[dict[str, Tenso
     for key in ("model", "config"):
         if stored[key] != ours[key]:
             raise ValueError(f"{folder} holds another model: its {key} is {stored[key]}, expected {ours[key]}")
-    tensors, metadata = _read(Path(folder) / _TRAINING)
+    path = training_file(folder)
+    tensors, metadata = _read(path)
     try:
-        return tensors, json.loads(metadata["state"])
+        state = json.loads(metadata["state"])
     except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{Path(folder) / _TRAINING} holds no state of a run") from error
+        raise ValueError(f"{path} holds no state of a run") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds no state of a run: expected a JSON object, got {type(state).__name__}")
+    return tensors, state
+
+
+def training_file(folder: str | Path) -> Path:
+    """Where :func:`write_training` puts the state of a run, to be named in errors."""
+    return Path(folder) / _TRAINING
 
 
 def load_model(
@@ -172,6 +183,12 @@ def load_model(
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """``model.load_state_dict`` with errors that name ``source``, what it holds and what is expected."""
+    check_state(model, tensors, source)
+    model.load_state_dict(dict(tensors))
+
+
+def check_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ``ValueError`` where :func:`load_state` would; the model is left as it is."""
     expected = model.state_dict()
     for kind, names in (("lacks", expected.keys() - tensors.keys()), ("has unknown", tensors.keys() - expected.keys())):
         if names:
@@ -183,7 +200,6 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
                 f"{source} is of another model: {name} has shape {tuple(got.shape)} and {got.dtype}, expected "
                 f"{tuple(want.shape)} and {want.dtype}"
             )
-    model.load_state_dict(dict(tensors))
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:

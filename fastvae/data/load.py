@@ -45,6 +45,8 @@ def load(source: str | Path, *, num_valid: int | None = None, num_test: int | No
     for name, value in (("num_valid", num_valid), ("num_test", num_test)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if source == "":  # as a path it would be the current folder
+        raise ValueError("source must be 'digits' or a path, got an empty string")
     if source == "digits":
         return _digits(200 if num_valid is None else num_valid, 300 if num_test is None else num_test, seed)
     path = Path(source)

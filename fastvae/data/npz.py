@@ -41,13 +41,28 @@ def _read_arrays(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     """The names of all entries, and the entries we know; others may be large, or pickles, and are left alone."""
     wanted = {"X", "x_train", "x_valid", "x_test", "train_bits", "valid_bits", "test_bits", "num_levels"}
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start == b"\x93NUMPY":
             raise ValueError("it is a single array; expected an archive, as numpy.savez writes")
-        with archive:
-            return archive.files, {key: archive[key] for key in archive.files if key in wanted}
+        if start[:2] != b"PK":  # numpy would take it for a pickle
+            raise ValueError(f"it starts with {start!r}, not as the archives that numpy.savez writes")
+        with np.load(path, allow_pickle=False) as archive:
+            return archive.files, {key: _entry(archive, key) for key in archive.files if key in wanted}
     except _UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as a .npz archive of plain arrays: {error}") from error
+
+
+def _entry(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    try:
+        array = archive[key]
+    except ValueError as error:
+        if "allow_pickle" in str(error):  # numpy would advise to unpickle, which runs what the file says
+            raise ValueError(f"{key} holds Python objects, which are never loaded; store it as uint8") from None
+        raise
+    if not isinstance(array, np.ndarray):  # bytes: an entry that is no .npy file
+        raise ValueError(f"{key} is not an array")
+    return array
 
 
 def _images(path: Path, key: str, array: np.ndarray) -> Tensor:

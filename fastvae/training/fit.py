@@ -69,7 +69,8 @@ def fit(
 
     Raises:
         ValueError: for arguments that make no sense, a folder that exists without ``resume``, or a checkpoint of
-            another model, other data or other settings.
+            another model, other data or other settings, or one that is damaged.
+        TypeError: if the seed is no integer, or a rate or norm is no number.
         RuntimeError: if the loss or its gradient is not finite, naming the step; the weights are as before it.
         Interrupted: (a KeyboardInterrupt) after Ctrl-C.
 

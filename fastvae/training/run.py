@@ -17,6 +17,7 @@ from .averages import Loss, mean_loss, per_datapoint
 from .interruption import CtrlC, Interrupted
 from .randomness import device_of, epoch_order, random_state, seed_all, set_random_state
 from .settings import Settings, fingerprint
+from .stored import check_moments, check_part, check_progress, split_parts
 
 __all__ = ["Fit", "Images", "Run"]
 
@@ -96,25 +97,26 @@ class Run:
     def load(self, folder: Path) -> None:
         """Take up the state that :meth:`save` wrote."""
         tensors, stored = checkpoint.read_training(folder, self.model)
+        source = str(checkpoint.training_file(folder))
+        check_progress(stored, self.identity, source)
         for name, ours in self.identity.items():
             if stored["identity"][name] != ours:
                 raise ValueError(
                     f"{name} was {stored['identity'][name]} when {folder} was made, got {ours}: a resumed run needs "
                     "the same settings and data (epochs and patience may change); train into a new folder instead"
                 )
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "random": {}}
-        for name, tensor in tensors.items():
-            part, _, key = name.partition(".")
-            parts[part][key] = tensor
-        checkpoint.load_state(self.model, parts["model"], str(folder))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimizer"].items():
-            index, _, key = name.partition(".")
-            moments.setdefault(int(index), {})[key] = tensor
+        parts = split_parts(tensors, source)
+        state = Fit(**stored["fit"])
+        # everything is checked before anything changes
+        check_part("random", parts["random"], {"cpu": torch.get_rng_state()}, source, others=("cuda",))
+        moments = check_moments(parts["optimizer"], stored["moments"], self.parameters, source)
+        checkpoint.check_state(self.model, parts["model"], f"{source}, model,")
+        if state.best_epoch is not None and self.valid is not None:
+            checkpoint.check_state(self.model, parts["best"], f"{source}, best,")
+        checkpoint.load_state(self.model, parts["model"], source)
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         set_random_state(self.device, parts["random"])
-        self.best = parts["best"]
-        self.state = Fit(**stored["fit"])
+        self.best, self.state = parts["best"], state
 
     def save(self) -> None:
         """Write everything that :meth:`load` needs, as one file."""
@@ -123,9 +125,12 @@ class Run:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= {f"random.{name}": tensor for name, tensor in random_state(self.device).items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-        checkpoint.write_training(self.folder, tensors, {"identity": self.identity, "fit": asdict(self.state)})
+        moments = self.optimizer.state_dict()["state"]
+        for index, of_parameter in moments.items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in of_parameter.items()}
+        # which parameters have moments: those without a gradient so far have none
+        state = {"identity": self.identity, "fit": asdict(self.state), "moments": sorted(moments)}
+        checkpoint.write_training(self.folder, tensors, state)
         self.saved_at = time.monotonic()
 
     def epochs(self, bar: tqdm) -> None:

@@ -27,11 +27,17 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         for name, number in (("learning_rate", self.rate(0)), ("epsilon", self.epsilon), ("clip_norm", self.clip_norm)):
-            if number is not None and not 0 < number < math.inf:
+            if number is None and name == "clip_norm":
+                continue
+            if not isinstance(number, int | float):
+                raise TypeError(f"{name} must be a number, got {number!r}")
+            if not 0 < number < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {number}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise TypeError(f"seed must be an integer in [0, 2^63), got {self.seed!r}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in [0, 2^63), got {self.seed}")
 

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,14 @@ def test_truncated_and_foreign_npz_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", frames(3))
     (tmp_path / "b.npy").rename(path)
     refuse(path, "single array")
+    path.write_text("some text")  # numpy would take it for a pickle, and advise to unpickle it
+    with pytest.raises(ValueError, match="it starts with b'some t', not as the archives") as error:
+        load(path)
+    assert "allow_pickle" not in str(error.value)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train", "some text")
+        archive.writestr("x_test", "some text")
+    refuse(path, "x_train is not an array")
 
 
 def test_pickles_are_refused_and_never_run(tmp_path: Path) -> None:
@@ -157,7 +166,9 @@ def test_pickles_are_refused_and_never_run(tmp_path: Path) -> None:
 
     trap = np.array([Trap()], dtype=object)
     np.savez(tmp_path / "a.npz", x_train=trap, x_test=trap, allow_pickle=True)
-    refuse(tmp_path / "a.npz", "allow_pickle=False")
+    with pytest.raises(ValueError, match="x_train holds Python objects, which are never loaded") as error:
+        load(tmp_path / "a.npz")
+    assert "allow_pickle" not in str(error.value)
     assert not (tmp_path / "ran").exists()
 
 
@@ -215,6 +226,8 @@ def test_folder_without_images_and_unnamed_files_are_refused(tmp_path: Path) -> 
 def test_other_bad_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="source must be 'digits' or a path, got int"):
         load(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got an empty string"):
+        load("")
     with pytest.raises(ValueError, match="num_valid must be at least 1, got 0"):
         load("digits", num_valid=0)
     with pytest.raises(ValueError, match="none is left for training"):

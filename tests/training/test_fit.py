@@ -208,6 +208,22 @@ def test_bad_arguments(options: dict[str, Any], says: str) -> None:
         quietly(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"seed": 0.5}, r"seed must be an integer in \[0, 2\^63\), got 0.5"),
+        ({"seed": True}, "seed must be an integer"),
+        ({"learning_rate": "a"}, "learning_rate must be a number, got 'a'"),
+        ({"learning_rate": None}, "learning_rate must be a number, got None"),
+        ({"epsilon": "tiny"}, "epsilon must be a number, got 'tiny'"),
+        ({"clip_norm": [1.0]}, r"clip_norm must be a number, got \[1.0\]"),
+    ],
+)
+def test_arguments_of_another_type_are_named(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        quietly(Mean(), distance, DATA, **options)
+
+
 def test_an_existing_folder_is_not_trained_into(tmp_path: Path) -> None:
     quietly(Mean(), distance, DATA, folder=tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}

@@ -220,6 +220,64 @@ def test_a_run_is_not_resumed_as_another(change: dict[str, Any], says: str, tmp_
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == before
 
 
+def without(tensors: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda t, s: (t, {}), "its state lacks identity"),
+        (lambda t, s: (t, s | {"identity": {}}), "identity of its state lacks batch_size, learning_rate"),
+        (lambda t, s: (t, {key: s[key] for key in ("identity", "fit")}), "its state lacks moments"),
+        (lambda t, s: (t, s | {"moments": [7]}), r"'moments' must be numbers below 4, got \[7\]"),
+        (lambda t, s: (t, s | {"fit": {"epoch": 1}}), "fit of its state lacks batch, step"),
+        (lambda t, s: (t, s | {"fit": s["fit"] | {"step": "x"}}), "fit of its state cannot have step 'x'"),
+        (lambda t, s: (t, s | {"fit": s["fit"] | {"moon": 1}}), "fit of its state cannot have moon 1"),
+        (lambda t, s: (without(t, "random."), s), "it lacks random.cpu"),
+        (lambda t, s: (t | {"random.cpu": torch.zeros(3)}, s), r"random.cpu has shape \(3,\) and torch.float32"),
+        (lambda t, s: (without(t, "optimizer.1."), s), "it lacks optimizer.1.exp_avg, optimizer.1.exp_avg_sq"),
+        (lambda t, s: (t | {"optimizer.9.step": torch.ones(())}, s), "it has unknown optimizer.9.step"),
+        (lambda t, s: (t | {"optimizer.0.exp_avg": torch.ones(2)}, s), r"optimizer.0.exp_avg has shape \(2,\)"),
+        (lambda t, s: (t | {"moon.0": torch.ones(2)}, s), "moon.0 belongs to none of model, best, optimizer, random"),
+        (lambda t, s: (without(t, "best."), s), "best, is of another model: it lacks net.0.bias"),
+        (lambda t, s: (without(t, "model.net.0"), s), "model, is of another model: it lacks net.0.bias"),
+    ],
+)
+def test_a_damaged_state_is_refused_before_anything_is_taken_from_it(
+    damage: Any, says: str, tmp_path: Path, uninterrupted: tuple[Noisy, Fit, Path]
+) -> None:
+    model = new_model()
+    tensors, state = checkpoint.read_training(uninterrupted[2], model)
+    checkpoint.create(tmp_path / "run", model)
+    checkpoint.write_training(tmp_path / "run", *damage(tensors, state))
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ValueError, match=says) as error:
+        fit(model, loss, epoch_images, VALID, folder=tmp_path / "run", resume=True, **OPTIONS)
+    assert "training.safetensors" in str(error.value)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_state_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    checkpoint.create(tmp_path / "run", new_model())
+    checkpoint.write_training(tmp_path / "run", {"a": torch.ones(1)}, [1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"training\.safetensors holds no state of a run: .* got list"):
+        checkpoint.read_training(tmp_path / "run", new_model())
+
+
+def test_a_parameter_without_a_gradient_does_not_stop_a_run_from_being_resumed(tmp_path: Path) -> None:
+    class Idle(Noisy):
+        def __init__(self, width: int = 5) -> None:
+            super().__init__(width)
+            self.idle = nn.Parameter(torch.ones(3))
+
+    for epochs, resume in ((1, False), (2, True)):
+        fit(Idle(), loss, TRAIN, folder=tmp_path / "run", resume=resume, **(OPTIONS | {"epochs": epochs}))
+    tensors, state = checkpoint.read_training(tmp_path / "run", Idle())
+    assert torch.equal(tensors["model.idle"], torch.ones(3))
+    assert len(state["moments"]) == len(list(Idle().parameters())) - 1
+
+
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run is not a checkpoint: it is not a folder"):
         fit(Noisy(), loss, TRAIN, folder=tmp_path / "run", resume=True, **OPTIONS)
