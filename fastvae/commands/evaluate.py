@@ -3,10 +3,11 @@
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
-from .options import absolute, add_device
+from .options import absolute, add_device, check_new_file, check_seed
 
 __all__ = ["add_arguments", "run"]
 
@@ -45,8 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
-    if args.out is not None and Path(args.out).exists():
-        raise ValueError(f"--out {args.out} exists already; nothing was overwritten: choose a new name")
+    if not 1 <= args.num_samples < 2**32:
+        raise ValueError(f"--num-samples must be between 1 and 2^32 - 1, got {args.num_samples}")
+    check_seed(args.seed)
+    if args.out is not None:
+        check_new_file(args.out)
     device = device_named(args.device)
     model, options = read_checkpoint(args.checkpoint, device, args.weights)
     if args.data is not None:
@@ -54,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     problem = Problem.from_options(options)
     problem.check_fits(model, args.checkpoint)
     images = problem.frozen(args.split)[: args.limit].to(device)
-    figures = _exact(model, images) if options["model"] == "pixelcnn" else _estimated(model, images, args)
+    figures = _exact(model, images, args) if options["model"] == "pixelcnn" else _estimated(model, images, args)
     figures["bits per dim"] = problem.bits_per_dim(figures["log p(x)"])
     report: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
@@ -73,13 +77,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _exact(model: Any, images: Any) -> dict[str, Any]:
+def _exact(model: Any, images: Any, args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from tqdm import tqdm
+
+    from .problem import check_finite
 
     with torch.no_grad():
         batches = tqdm(images.split(100), desc="log p(x)", unit="batch")
         log_prob = torch.cat([model.log_prob(batch).double() for batch in batches])
+    check_finite(log_prob, "log p(x)", args.checkpoint)
     spread = float(log_prob.std()) if len(images) > 1 else float("nan")
     return {"log p(x)": float(log_prob.mean()), "data error": spread / len(images) ** 0.5}
 
@@ -88,7 +95,15 @@ def _estimated(model: Any, images: Any, args: argparse.Namespace) -> dict[str, A
     import fastvae
     from fastvae.evaluation import active_units
 
+    from .problem import check_finite
+
+    print(
+        f"{len(images):,} images x {args.num_samples:,} importance samples: {len(images) * args.num_samples:,} rows "
+        "through the decoder; --limit and --num-samples make it less",
+        file=sys.stderr,
+    )
     result = fastvae.log_likelihood(images, model, num_samples=args.num_samples, seed=args.seed, progress=True)
+    check_finite(result.log_prob, "log p(x)", args.checkpoint)
     mean = result.mean()
     return {
         "importance samples": args.num_samples,

@@ -1,11 +1,26 @@
 """The options of ``train``: one table of defaults, and what a resumed run takes from its checkpoint."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MODELS", "TRAINING", "Option", "add_device", "add_training_options", "resumed", "with_defaults"]
+from fastvae import checkpoint
+
+__all__ = [
+    "MODELS",
+    "TRAINING",
+    "Option",
+    "absolute",
+    "add_device",
+    "add_training_options",
+    "check_new_file",
+    "check_seed",
+    "resumed",
+    "stored_options",
+    "with_defaults",
+]
 
 MODELS = ("vae", "iwae", "pixelcnn", "pixelvae")
 _LATENT = ("vae", "iwae", "pixelvae")
@@ -15,8 +30,43 @@ _PIXEL = ("pixelcnn", "pixelvae")
 class Option:
     """One option of ``train``; its default is filled in late, so that a given value can be told from it."""
 
-    def __init__(self, default: Any, help: str, *, models: tuple[str, ...] = MODELS, **settings: Any) -> None:
+    def __init__(
+        self,
+        default: Any,
+        help: str,
+        *,
+        models: tuple[str, ...] = MODELS,
+        odd: bool = False,
+        below: int | None = None,
+        **settings: Any,
+    ) -> None:
         self.default, self.help, self.models, self.settings = default, help, models, settings
+        self.odd, self.below = odd, below  # whole numbers; ``below``: from 0 on, else from 1 on
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value, or None."""
+        if "nargs" in self.settings:
+            whole = isinstance(value, list) and value and all(_whole(v) and v >= 1 for v in value)
+            return None if whole else "must be integers of at least 1"
+        if "choices" in self.settings:
+            return (
+                None if value in self.settings["choices"] else f"must be one of {', '.join(self.settings['choices'])}"
+            )
+        kind = self.settings.get("type", str)
+        if kind is str:
+            return None if isinstance(value, str) and value else "must be a text that is not empty"
+        if kind is float:
+            number = _whole(value) or isinstance(value, float)
+            return None if number and 0 < value < math.inf else "must be positive and finite"
+        if self.below is not None:
+            return None if _whole(value) and 0 <= value < self.below else "must be in [0, 2^63)"
+        if not _whole(value) or value < 1:
+            return "must be an integer of at least 1"
+        return "must be odd" if self.odd and value % 2 == 0 else None
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 TRAINING: Mapping[str, Option] = {
@@ -48,8 +98,8 @@ TRAINING: Mapping[str, Option] = {
     "hidden": Option([200, 200], "hidden layers of the encoder", models=_LATENT, type=int, nargs="+", metavar="H"),
     "channels": Option(32, "width of the masked stack", models=_PIXEL, type=int, metavar="C"),
     "num_blocks": Option(4, "masked residual blocks", models=_PIXEL, type=int, metavar="B"),
-    "first_kernel_size": Option(7, "first (mask A) kernel, odd", models=_PIXEL, type=int, metavar="K"),
-    "kernel_size": Option(3, "later (mask B) kernels, odd", models=_PIXEL, type=int, metavar="K"),
+    "first_kernel_size": Option(7, "first (mask A) kernel, odd", models=_PIXEL, odd=True, type=int, metavar="K"),
+    "kernel_size": Option(3, "later (mask B) kernels, odd", models=_PIXEL, odd=True, type=int, metavar="K"),
     "num_samples": Option({"iwae": 5}, "samples of z per image in the bound", models=_LATENT, type=int, metavar="K"),
     "epochs": Option(100, "passes over the training images; may be raised when resuming", type=int, metavar="E"),
     "batch_size": Option(50, "images in a batch", type=int, metavar="N"),
@@ -59,6 +109,7 @@ TRAINING: Mapping[str, Option] = {
     "seed": Option(
         0,
         "of weights, order and noise; the split and the frozen draws of validation and test never change",
+        below=2**63,
         type=int,
         metavar="S",
     ),
@@ -83,14 +134,16 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """``--device`` of the commands that read a checkpoint."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda where there is one")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda where there is one (default: auto)"
+    )
 
 
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a new run.
 
     Raises:
-        ValueError: if an option was given that the model does not have, or no sample was asked for.
+        ValueError: if an option was given that the model does not have, or a value that makes no sense.
     """
     model = given.get("model") or TRAINING["model"].default
     options: dict[str, Any] = {}
@@ -102,9 +155,29 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         default = option.default.get(model, 1) if isinstance(option.default, dict) else option.default
         options[name] = default if value is None else value
-    if options.get("num_samples", 1) < 1:  # the others are checked before a folder is made, this by the loss
-        raise ValueError(f"--num-samples must be at least 1, got {options['num_samples']}")
+    for name, value in options.items():
+        _check(name, value)
     options["data"] = absolute(options["data"])
+    return options
+
+
+def stored_options(folder: str | Path) -> dict[str, Any]:
+    """The options that the run of a checkpoint was started with.
+
+    Raises:
+        ValueError: if the folder is no checkpoint, was not made by ``train``, or its options are damaged.
+    """
+    options = checkpoint.read_config(folder)["info"].get("options")
+    if not isinstance(options, dict):
+        raise ValueError(f"{folder} was not made by 'fastvae train': its config.json has no training options")
+    if options.get("model") not in MODELS:
+        raise ValueError(f"{folder}/config.json is damaged: its training options name no model")
+    needed = [name for name, option in TRAINING.items() if options["model"] in option.models]
+    if lacking := [name for name in needed if name not in options]:
+        raise ValueError(f"{folder}/config.json is damaged: its training options lack {', '.join(lacking)}")
+    for name in needed:
+        if problem := TRAINING[name].problem(options[name]):
+            raise ValueError(f"{folder}/config.json is damaged: option {name} {problem}, got {options[name]!r}")
     return options
 
 
@@ -112,12 +185,13 @@ def resumed(stored: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -
     """The options of a run that goes on: those it was started with, but for the few that may change.
 
     Raises:
-        ValueError: if another one was given with another value.
+        ValueError: if another one was given with another value, or with one that makes no sense.
     """
     options = dict(stored)
     for name, value in given.items():
         if value is None:
             continue
+        _check(name, value)
         value = absolute(value) if name == "data" else value
         if name not in _MAY_CHANGE and value != stored.get(name):
             raise ValueError(
@@ -130,7 +204,28 @@ def resumed(stored: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -
 
 def absolute(data: str) -> str:
     """A path that still holds when a checkpoint is used from another folder."""
+    if not data:
+        raise ValueError("--data must be 'digits' or a path, got an empty text")
     return data if data == "digits" else str(Path(data).resolve())
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``ValueError`` for a seed that not every generator can take."""
+    _check("seed", seed)
+
+
+def check_new_file(name: str) -> None:
+    """Raise ``ValueError``, before any work, if ``--out`` is there already or has no folder to go to."""
+    out = Path(name)
+    if out.exists():
+        raise ValueError(f"--out {out} exists already; nothing was overwritten: choose a new name")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+
+
+def _check(name: str, value: Any) -> None:
+    if problem := TRAINING[name].problem(value):
+        raise ValueError(f"{_flag(name)} {problem}, got {value!r}")
 
 
 def _flag(name: str) -> str:

@@ -13,9 +13,12 @@ import fastvae.data
 from fastvae import checkpoint, models, objectives
 from fastvae.data import Data, dequantize, frozen_noise
 
-__all__ = ["CLASSES", "Problem", "bound", "build_model", "device_named", "read_checkpoint"]
+from .options import stored_options
+
+__all__ = ["CLASSES", "Problem", "bound", "build_model", "check_finite", "device_named", "read_checkpoint"]
 
 CLASSES = {"VAE": models.VAE, "PixelCNN": models.PixelCNN, "PixelVAE": models.PixelVAE}
+_CLASS_OF = {"vae": "VAE", "iwae": "VAE", "pixelcnn": "PixelCNN", "pixelvae": "PixelVAE"}
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,36 @@ def bound(options: Mapping[str, Any], model: Any, x: Tensor) -> Tensor:
 
 
 def read_checkpoint(folder: str | Path, device: torch.device, weights: Literal["best", "last"]) -> tuple[Any, dict]:
-    """The model of a checkpoint that ``train`` made, and the options it was trained with."""
-    options = checkpoint.read_config(folder)["info"].get("options")
-    if not isinstance(options, dict):
-        raise ValueError(f"{folder} was not made by 'fastvae train': its config.json has no training options")
-    return checkpoint.load_model(folder, CLASSES, weights=weights, device=device), options
+    """The model of a checkpoint that ``train`` made, and the options it was trained with.
+
+    Raises:
+        ValueError: if the checkpoint is missing or damaged, or one of its weights is not finite.
+    """
+    options = stored_options(folder)
+    model = checkpoint.load_model(folder, CLASSES, weights=weights, device=device)
+    if type(model) is not CLASSES[_CLASS_OF[options["model"]]]:
+        raise ValueError(
+            f"{folder}/config.json is damaged: its model is a {type(model).__name__}, its options are of "
+            f"{options['model']}"
+        )
+    for name, tensor in model.state_dict().items():
+        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if bad:
+            raise ValueError(f"{folder}: {bad} of {tensor.numel()} values of the {weights} {name} are not finite")
+    return model, options
+
+
+def check_finite(values: Tensor, what: str, folder: str | Path) -> None:
+    """Raise ``ValueError`` if a model of finite weights gave infinite values or nan.
+
+    Args:
+        values: (N, ...), one row for each image.
+        what: the name of ``values``.
+        folder: the checkpoint of the model.
+    """
+    bad = int((~values.isfinite()).reshape(len(values), -1).any(1).sum())
+    if bad:
+        raise ValueError(f"{what} of {bad} of {len(values)} images is not finite under the model of {folder}")
 
 
 def device_named(name: str) -> torch.device:
@@ -123,6 +151,8 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_device
+from .options import add_device, check_new_file, check_seed
 
 __all__ = ["add_arguments", "run"]
 
@@ -38,19 +38,15 @@ def run(args: argparse.Namespace) -> int:
     """Draw and write; the exit code."""
     from fastvae import figures
 
-    from .problem import device_named, read_checkpoint
+    from .problem import check_finite, device_named, read_checkpoint
 
     out = Path(args.out)
     if args.num < 1:
         raise ValueError(f"--num must be at least 1, got {args.num}")
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed must be in [0, 2^63), got {args.seed}")
+    check_seed(args.seed)
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out must end in .png, got {out}")
-    if out.exists():
-        raise ValueError(f"--out {out} exists already; nothing was overwritten: choose a new name")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    check_new_file(args.out)
     device = device_named(args.device)
     model, options = read_checkpoint(args.checkpoint, device, args.weights)
     if options["model"] in ("vae", "iwae"):
@@ -61,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         samples = _at_once(model, args.num, args.seed)
     else:
         samples = _pixel_by_pixel(model, args)
+    check_finite(samples, "the sample", args.checkpoint)
     figures.save(figures.image_grid(_unit_interval(model, samples)), out)
     print(f"{args.num} samples: {out}")
     return 0

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import TRAINING, add_training_options, resumed, with_defaults
+from .options import TRAINING, add_training_options, resumed, stored_options, with_defaults
 
 __all__ = ["add_arguments", "run"]
 
@@ -70,14 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from fastvae import checkpoint
-
     given = {name: getattr(args, name) for name in TRAINING}
     if not args.resume:
         if folder.exists():  # before data are loaded
             raise ValueError(f"--out {folder} exists already; choose a new name, or add --resume to go on with its run")
         return with_defaults(given)
-    stored = checkpoint.read_config(folder)["info"].get("options")
-    if not isinstance(stored, dict):
-        raise ValueError(f"--out {folder} was not made by 'fastvae train': there is no run to resume")
-    return resumed(stored, given, folder)
+    return resumed(stored_options(folder), given, folder)

@@ -1,11 +1,13 @@
 """The demo from end to end at a small size: report, pictures, certificate, and no overwriting."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
 from fastvae.__main__ import main
+from fastvae.commands import demo
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -45,3 +47,39 @@ def test_bad_numbers_are_errors_before_any_work(option: str, tmp_path: Path, cap
     assert main(["demo", "--out", str(out), option, "0"]) == 2
     assert "must be positive, got" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("seed", ["-1", "9223372036854775808", "99999999999999999999"])
+def test_a_seed_out_of_range_leaves_no_folder(seed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--seed", seed]) == 2
+    captured = capsys.readouterr()
+    assert f"--seed must be in [0, 2^63), got {seed}" in captured.err
+    assert captured.out == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("failure", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("the loss became nan"), 2)])
+def test_a_run_that_fails_before_its_first_file_leaves_no_folder(
+    failure: BaseException, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "demo"
+
+    def fails(*args: object) -> None:
+        assert out.is_dir(), "made before the minutes of training"
+        raise failure
+
+    monkeypatch.setattr(demo, "train_and_evaluate", fails)
+    assert main(["demo", "--out", str(out)]) == code
+    assert not out.exists()
+
+
+def test_pictures_stay_if_a_later_part_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(systems: object, args: argparse.Namespace) -> None:
+        (args.out / "samples.png").write_text("a picture")
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(demo, "train_and_evaluate", lambda *args: {})
+    monkeypatch.setattr(demo, "draw_pictures", fails)
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["samples.png"]

@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import fastvae
@@ -111,7 +114,8 @@ def test_data_that_moved_can_be_named(runs: Path, tmp_path: Path) -> None:
         ("{runs}/library", "was not made by 'fastvae train'"),
         ("{runs}/other", "holds a model of class Other, expected one of VAE, PixelCNN, PixelVAE"),
         ("{runs}/vae --limit 0", "--limit must be at least 1, got 0"),
-        ("{runs}/vae --num-samples 0", "num_samples must be between 1 and"),
+        ("{runs}/vae --num-samples 0", "--num-samples must be between 1 and 2^32 - 1, got 0"),
+        ("{runs}/vae --out {runs}/no/such/x.json", "there is no folder"),
         ("{runs}/vae --out {runs}/data.npz", "data.npz exists already; nothing was overwritten"),
         ("{runs}/vae --data {runs}/gone.npz", "gone.npz does not exist"),
         ("{runs}/vae --data {runs}/wide.npz", "wide.npz has images of (1, 4, 10)"),
@@ -133,3 +137,70 @@ def test_bad_input_is_one_clear_line(argv: str, says: str, runs: Path, capsys: A
     assert captured.err.splitlines()[-1].startswith("fastvae evaluate: error: ")
     assert says in captured.err
     assert (runs / "data.npz").read_bytes() == before
+
+
+def copied(source: Path, folder: Path, change: Any) -> Path:
+    """A copy of a checkpoint whose weights went through ``change``."""
+    shutil.copytree(source, folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    name = next(key for key, tensor in weights.items() if tensor.ndim > 1 and ("net" in key or "weight" in key))
+    weights[name] = change(weights[name])
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def with_two_nans(weight: torch.Tensor) -> torch.Tensor:
+    return weight.flatten().index_fill(0, torch.tensor([0, 1]), math.nan).view_as(weight)
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_weights_that_are_not_finite_are_named_and_nothing_is_written(
+    model: str, runs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = copied(runs / model, tmp_path / "run", with_two_nans)
+    for command, out in (("evaluate", "a.json"), ("sample", "a.png")):
+        assert main([command, str(folder), "--out", str(tmp_path / out)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert re.search(r"run: 2 of \d+ values of the best \S+ are not finite", captured.err)
+        assert not (tmp_path / out).exists()
+
+
+def test_finite_weights_with_an_infinite_likelihood_are_an_error(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = copied(runs / "pixelcnn", tmp_path / "run", lambda weight: torch.full_like(weight, 3e38))
+    assert main(["evaluate", str(folder), "--out", str(tmp_path / "a.json")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.search(r"log p\(x\) of \d+ of 30 images is not finite under the model of .*run", captured.err)
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_samples_that_are_not_finite_are_an_error(runs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    from fastvae.commands import sample
+
+    draw = sample._at_once
+    monkeypatch.setattr(sample, "_at_once", lambda *args: draw(*args) / 0)
+    assert main(["sample", str(runs / "vae"), "--num", "3", "--out", str(tmp_path / "a.png")]) == 2
+    assert "the sample of 3 of 3 images is not finite under the model of" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_the_work_is_announced_with_the_options_that_make_it_less(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    evaluated(runs, "pixelvae", tmp_path / "a.json", "--limit", "4")
+    error = capsys.readouterr().err
+    assert "4 images x 300 importance samples: 1,200 rows through the decoder; --limit and --num-samples" in error
+
+
+def test_an_empty_data_path_is_not_the_current_folder(runs: Path, capsys: Any) -> None:
+    assert main(["evaluate", str(runs / "vae"), "--data", ""]) == 2
+    assert "--data must be 'digits' or a path, got an empty text" in capsys.readouterr().err
+
+
+def test_options_of_another_model_than_the_weights_are_refused(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(runs / "pixelvae", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["info"]["options"]["model"] = "pixelcnn"
+    path.write_text(json.dumps(config))
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "its model is a PixelVAE, its options are of pixelcnn" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The command line as a whole: help, exit codes, errors in one line."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_help_of_a_command_explains_every_option(command: str, capsys: pytest.Ca
         assert all(flag in text for flag in action.option_strings)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "sample"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples_that_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     from fastvae.__main__ import _parser
 
@@ -47,6 +48,16 @@ def test_help_shows_examples_that_parse(command: str, capsys: pytest.CaptureFixt
     for line in examples:
         argv = line.removeprefix(prefix).split()
         assert _parser(argv).parse_args(argv).command == command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_the_default_of_every_option_that_has_one(command: str) -> None:
+    from fastvae.__main__ import _parser
+
+    subparsers = next(action for action in _parser([command])._actions if action.dest == "command")
+    for action in subparsers.choices[command]._actions:  # type: ignore[index, union-attr]
+        if action.option_strings and action.default not in (None, False, argparse.SUPPRESS):
+            assert f"(default: {action.default})" in str(action.help), action.dest
 
 
 @pytest.mark.parametrize("argv", [[], ["paint"], ["train"], ["sample", "--num", "many"]])

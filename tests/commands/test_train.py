@@ -1,5 +1,6 @@
 """``fastvae train``: every model and likelihood, clear refusals, and a run that Ctrl-C does not change."""
 
+import json
 import os
 import re
 import signal
@@ -123,14 +124,19 @@ def test_the_seed_of_a_run_does_not_move_the_test_set(seed: int, files: Path) ->
         ("--data {broken}", "broken.npz cannot be read as a .npz archive"),
         ("--channels 8", "--channels does not apply to vae, only to pixelcnn, pixelvae"),
         ("--model pixelcnn --num-samples 3", "--num-samples does not apply to pixelcnn"),
-        ("--model pixelcnn --kernel-size 4", "kernel_size must be odd, got 4"),
-        ("--model iwae --num-samples 0", "--num-samples must be at least 1, got 0"),
-        ("--latent-size 0", "latent_size must be at least 1, got 0"),
-        ("--hidden 0", "must be at least 1, got 0"),
-        ("--epochs 0", "epochs must be an integer of at least 1, got 0"),
-        ("--batch-size -3", "batch_size must be an integer of at least 1, got -3"),
-        ("--learning-rate nan", "learning_rate must be positive and finite, got nan"),
-        ("--seed -1", "seed must be"),
+        ("--model pixelcnn --kernel-size 4", "--kernel-size must be odd, got 4"),
+        ("--model pixelcnn --first-kernel-size 6", "--first-kernel-size must be odd, got 6"),
+        ("--model pixelcnn --num-blocks 0", "--num-blocks must be an integer of at least 1, got 0"),
+        ("--model iwae --num-samples 0", "--num-samples must be an integer of at least 1, got 0"),
+        ("--latent-size 0", "--latent-size must be an integer of at least 1, got 0"),
+        ("--hidden 8 0", "--hidden must be integers of at least 1, got [8, 0]"),
+        ("--epochs 0", "--epochs must be an integer of at least 1, got 0"),
+        ("--batch-size -3", "--batch-size must be an integer of at least 1, got -3"),
+        ("--learning-rate nan", "--learning-rate must be positive and finite, got nan"),
+        ("--clip-norm 0", "--clip-norm must be positive and finite, got 0"),
+        ("--seed -1", "--seed must be in [0, 2^63), got -1"),
+        ("--seed 9223372036854775808", "--seed must be in [0, 2^63)"),
+        ("--device meta", "--device must be auto, cpu or cuda, got 'meta'"),
         ("--device moon", "--device must be auto, cpu or cuda, got 'moon'"),
         ("--device cuda:99", "CUDA devices"),
     ],
@@ -144,10 +150,17 @@ def test_bad_input_is_refused_and_nothing_is_left_behind(
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 but no more")
     data = [] if "--data" in argv else ["--data", files / "binary.npz"]
     assert train(tmp_path / "run", *data, *argv.format(**names).split()) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    error = captured.err.splitlines()[-1]
     assert error.startswith("fastvae train: error: ")
     assert says in error
     assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_data_path_is_not_the_current_folder(tmp_path: Path, capsys: Any) -> None:
+    assert train(tmp_path / "run", "--data", "") == 2
+    assert "--data must be" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path, files: Path, capsys: Any) -> None:
@@ -184,6 +197,34 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path, capsys: Any) -> None:
     checkpoint.save(tmp_path / "other", models.VAE((1, 2, 2), latent_size=1, hidden_sizes=(2,)))
     assert main(["train", "--resume", "--out", str(tmp_path / "other")]) == 2
     assert "was not made by 'fastvae train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, "its training options name no model"),
+        ({"model": "moon"}, "its training options name no model"),
+        ({"model": "vae"}, "its training options lack data, binarize, likelihood, latent_size"),
+        ({"+epochs": "many"}, "option epochs must be an integer of at least 1, got 'many'"),
+        ({"+hidden": 8}, "option hidden must be integers of at least 1, got 8"),
+        ({"+data": None}, "option data must be a text that is not empty, got None"),
+    ],
+)
+def test_damaged_options_of_a_run_are_named(
+    change: dict[str, Any], says: str, tmp_path: Path, files: Path, capsys: Any
+) -> None:
+    assert train(tmp_path / "run", "--data", files / "binary.npz", *SMALL["vae"].split()) == 0
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    added = {key[1:]: value for key, value in change.items() if key.startswith("+")}
+    config["info"]["options"] = config["info"]["options"] | added if added else change
+    path.write_text(json.dumps(config))
+    capsys.readouterr()
+    for argv in (["train", "--resume", "--out"], ["evaluate"], ["sample", "--out", str(tmp_path / "a.png")]):
+        assert main([*argv, str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert "config.json is damaged" in error
 
 
 def interrupted_in_a_process(argv: list[str]) -> tuple[int, str]:
