@@ -1,11 +1,36 @@
-"""Checks of what a sampler is called with, and the uniform numbers that follow from a seed."""
+"""Checks of what a sampler is made and called with, and the uniform numbers that follow from a seed."""
+
+import operator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastvae.ops import uniform
 
-__all__ = ["checked_condition", "uniform_numbers"]
+__all__ = ["checked_condition", "require_integer", "require_sizes", "require_tensor", "uniform_numbers"]
+
+
+def require_integer(name: str, value: Any, low: int, end: int) -> None:
+    """Raise unless ``value`` is an integer in [low, end)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not low <= value < end:
+        raise ValueError(f"{name} must be in [{low}, {end}), got {value}")
+
+
+def require_sizes(name: str, value: Any) -> tuple[int, ...]:
+    """A shape as a tuple."""
+    try:
+        return tuple(operator.index(size) for size in value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a sequence of integers, got {value!r}") from error
+
+
+def require_tensor(name: str, value: Any) -> None:
+    """Raise unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor")
 
 
 def uniform_numbers(
@@ -25,14 +50,15 @@ def uniform_numbers(
     shape = (num_samples, *event_shape)
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     if noise is not None:
+        require_tensor("noise", noise)
         if tuple(noise.shape) != shape:
             raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
         noise = noise.to(device, dtype)
         if not bool(((noise > 0) & (noise < 1)).all()):
             raise ValueError("noise must be uniform numbers in the open interval (0, 1), got others; use torch.rand")
         return noise
-    if first_id < 0 or first_id + num_samples > 2**32:
-        raise ValueError(f"first_id must be in [0, 2^32 - num_samples], got {first_id}")
+    require_integer("seed", seed, 0, 2**64)
+    require_integer("first_id", first_id, 0, 2**32 - num_samples + 1)
     ids = torch.arange(first_id, first_id + num_samples, device=device)
     pixels = torch.arange(shape[2] * shape[3], device=device)
     numbers = uniform(seed, ids, pixels, shape[1], dtype=dtype)  # (B, H * W, C)
@@ -54,6 +80,7 @@ def checked_condition(
     expected = (num_samples, *condition_shape)
     if condition is None:
         raise ValueError(f"condition is missing: the model needs one of shape {expected}")
+    require_tensor("condition", condition)
     if tuple(condition.shape) != expected:
         raise ValueError(f"condition must have shape {expected}, got {tuple(condition.shape)}")
     return condition.to(device, dtype)

@@ -57,7 +57,7 @@ class Lowering:
 
     def error(self, node: fx.Node, problem: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f'{describe(node)} {problem}; pass fallback="naive" to sample with one full pass per pixel'
+            f'{describe(node)} {problem}; if it is causal, fallback="naive" samples it with one full pass per pixel'
         )
 
     def shape(self, node: Any) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .axes import image_layout
 from .graph import Box, Linear, Operator, Pixels, Read, Value
 from .lowering import Lowering
-from .trace import UnsupportedModelError, describe
+from .trace import NotAutoregressiveError, describe
 
 __all__ = ["Cells", "Plan", "make_plan"]
 
@@ -123,10 +123,10 @@ class Plan:
 
 
 def make_plan(lowering: Lowering) -> Plan:
-    """The schedule with the fewest steps among all skews.
+    """The wavefront with the smallest skew; where layers skip pixels (dilation), other schedules can take fewer steps.
 
     Raises:
-        UnsupportedModelError: if a value depends on itself or on later pixels in raster order.
+        NotAutoregressiveError: if a value depends on itself or on later pixels in raster order.
     """
     height, width = lowering.height, lowering.width
     output_value: Value = lowering.values[lowering.trace.output]
@@ -134,13 +134,13 @@ def make_plan(lowering: Lowering) -> Plan:
         raise lowering.error(lowering.trace.output, "gives something else than (N, C * P, H, W)")
     output = Read(output_value, (-output_value.origin[0], -output_value.origin[1]))
     operators, reads, needed = _prune(lowering, output)
-    widest = max(width, *(op.box.width for op in operators))
-    for skew in range(1, widest + 1):
+    raster = _raster_skew(reads, output)
+    if _leads(operators, reads, output, raster)[lowering.pixels] > -1:
+        raise _not_causal(operators, reads, output, raster, lowering)
+    for skew in range(1, raster + 1):
         leads = _leads(operators, reads, output, skew)
         if leads[lowering.pixels] <= -1:
             break
-    else:
-        raise UnsupportedModelError(_why_not_causal(operators, reads, output, lowering))
     cells = _all_cells(operators, needed, skew, lowering)
     steps = np.arange(width + skew * (height - 1))
     leads[lowering.pixels] = 0  # the draw itself
@@ -200,9 +200,18 @@ def _time(read: Read, skew: int) -> int:
     return read.offset[1] + skew * read.offset[0]
 
 
-def _why_not_causal(operators: list[Operator], all_reads: Reads, output: Read, lowering: Lowering) -> str:
+def _raster_skew(reads: Reads, output: Read) -> int:
+    """A skew that orders the two ends of every path as raster order does, however far to the side it goes.
+
+    It can exceed the width of the image: narrow images, deep networks.
+    """
+    return 1 + abs(output.offset[1]) + sum(max((abs(d.offset[1]) for d in each), default=0) for each in reads.values())
+
+
+def _not_causal(
+    operators: list[Operator], all_reads: Reads, output: Read, skew: int, lowering: Lowering
+) -> NotAutoregressiveError:
     """Name the furthest path from a parameter to a pixel that is not drawn yet, and its last read of the future."""
-    skew = 2 * max(op.box.width for op in operators) + 1  # raster order even for reads far to the side
     leads = _leads(operators, all_reads, output, skew)
     op: Operator = lowering.pixels
     steps: list[tuple[Operator, tuple[int, int]]] = []
@@ -215,10 +224,11 @@ def _why_not_causal(operators: list[Operator], all_reads: Reads, output: Read, l
     columns = output.offset[1] + sum(offset[1] for _, offset in steps)
     together = " (the channels of a pixel are drawn together)" if rows == columns == 0 else ""
     reads_ahead = max(steps, key=lambda step: step[1][1] + skew * step[1][0])[0]
-    return (
+    return NotAutoregressiveError(
         f"the model is not causal in raster order: the parameters of pixel (i, j) depend on pixel "
         f"(i{rows:+d}, j{columns:+d}){together} by way of {describe(reads_ahead.node)}. "
-        "Mask that operator (type A in the first layer, type B later), or shift its input"
+        "Mask that operator (type A in the first layer, type B later), or shift its input",
+        offset=(rows, columns),
     )
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from .certify import Certificate, CertificateError, certify
 from .compiled import Compiled, live_state
 from .draw import Draw, as_draw
-from .inputs import checked_condition, uniform_numbers
+from .inputs import checked_condition, require_integer, require_sizes, require_tensor, uniform_numbers
 from .naive import naive_samples
 from .plan import Plan
+from .probe import refuse_leaks, refuse_ordered_channels
 from .run import Program
-from .trace import UnsupportedModelError
+from .trace import NotAutoregressiveError, UnsupportedModelError
 
 __all__ = ["Sampler", "Samples", "compile_sampler"]
 
@@ -54,8 +55,14 @@ def compile_sampler(
 
     The network is traced to ATen operators, every operator gets the offsets at which it reads pixels, and the longest
     path from a pixel to the next gives the smallest skew s such that pixel (i, j) can be drawn at step
-    :math:`j + s i`: W + s (H - 1) steps instead of H W passes, and each value is computed once. Values are drawn as
-    x = g(u, f(x)), so ``verify=True`` can prove them exact with a single parallel pass.
+    :math:`j + s i`: W + s (H - 1) steps instead of H W passes, and each value is computed once. This is the smallest
+    skew of a wavefront; it is the longest chain of dependencies for plain stacks of convolutions, while dilated ones
+    have shorter chains. Values are drawn as x = g(u, f(x)), so ``verify=True`` can prove them exact with a single
+    parallel pass.
+
+    Not covered: attention, strides and other layers that mix pixels by anything else than convolutions and shifts (see
+    ``fallback``), and models that order the channels of a pixel (colour masks): these are refused, as a sampler draws
+    the channels of a pixel together.
 
     Args:
         model: ``model(x)`` or ``model(x, condition)`` with x (N, C, H, W) gives (N, C * P, H, W), the P parameters of
@@ -69,15 +76,17 @@ def compile_sampler(
         condition_shape: the shape of the condition of one image, (d,) or (C, H, W); by default
             ``model.condition_shape``, None for none.
         example_condition: instead, a condition for some images, (N, ...).
-        fallback: "naive" to sample with one full pass per pixel where planning fails.
+        fallback: "naive" to sample with one full pass per pixel where planning fails for an operator that it does not
+            know. A model that is not causal is refused all the same: where the operators do not tell, its parameters
+            are probed at one random image when it is compiled.
 
     Returns:
         A :class:`Sampler`.
 
     Raises:
         TypeError, ValueError: for arguments that make no sense.
-        UnsupportedModelError: a ValueError, if the model is not causal, uses batch statistics or random numbers, or has
-            an operator outside the vocabulary; it names the operator, the module and the line.
+        UnsupportedModelError: a ValueError, if the model is not causal, uses batch statistics or random numbers, or,
+            without a fallback, has an operator outside the vocabulary; it names the operator, the module and the line.
 
     Example:
         >>> import fastvae
@@ -93,6 +102,11 @@ def compile_sampler(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if type(model).forward is nn.Module.forward:
+        raise TypeError(
+            f"model must be an autoregressive network, called as model(x), but {type(model).__name__} has no forward; "
+            "samples of a latent-variable model come from model.likelihood(model.prior().sample((n,))).sample()"
+        )
     if fallback not in (None, "naive"):
         raise ValueError(f"fallback must be None or 'naive', got {fallback!r}")
     if condition_shape is not None and example_condition is not None:
@@ -101,7 +115,7 @@ def compile_sampler(
         event_shape = getattr(model, "event_shape", None)
         if event_shape is None:
             raise ValueError("event_shape is missing: the model has no attribute of that name, pass (C, H, W)")
-    shape = tuple(int(size) for size in event_shape)
+    shape = require_sizes("event_shape", event_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"event_shape must be (C, H, W) with positive sizes, got {shape}")
     if likelihood is None:
@@ -110,10 +124,13 @@ def compile_sampler(
         if likelihood is None:
             raise ValueError("likelihood is missing: pass 'bernoulli', 'categorical', 'gaussian' or g(u, params)")
     if example_condition is not None:
+        require_tensor("example_condition", example_condition)
         condition_shape = example_condition.shape[1:]
     elif condition_shape is None:
         condition_shape = getattr(model, "condition_shape", None)
-    return Sampler(model, shape, likelihood, None if condition_shape is None else tuple(condition_shape), fallback)
+    if condition_shape is not None:
+        condition_shape = require_sizes("condition_shape", condition_shape)
+    return Sampler(model, shape, likelihood, condition_shape, fallback)
 
 
 class Sampler:
@@ -222,6 +239,8 @@ class Sampler:
 
         The other arguments are those of a call of the sampler.
         """
+        if num_pixels is not None:
+            require_integer("num_pixels", num_pixels, 1, self.event_shape[1] * self.event_shape[2] + 1)
         draw = self._prepare()
         uniform = uniform_numbers(num_samples, self.event_shape, seed, noise, first_id, self._dtype, self._device)
         condition = self._checked(num_samples, condition)
@@ -242,6 +261,7 @@ class Sampler:
         Raises:
             ValueError: if a shape does not fit, or the model is sampled naively.
         """
+        require_tensor("images", images)
         if images.ndim != 4 or tuple(images.shape[1:]) != self.event_shape or not images.shape[0]:
             raise ValueError(f"images must have shape (B, *{self.event_shape}), B >= 1, got {tuple(images.shape)}")
         self._prepare()
@@ -287,14 +307,25 @@ class Sampler:
             compiled.refresh()
             self._compiled = compiled
             return draw
+        except NotAutoregressiveError as error:
+            if error.offset == (0, 0) and self.event_shape[0] > 1:
+                refuse_ordered_channels(self.model, self._draw_of_a_pass(), self.event_shape, self.condition_shape)
+            raise
         except UnsupportedModelError as error:
             if self._fallback is None:
                 raise
+            draw = self._draw_of_a_pass()
+            refuse_leaks(self.model, draw, self.event_shape, self.condition_shape)
             self.reason = str(error)
-            image, condition = self._inputs(2)
-            with torch.no_grad():
-                params = self.model(image) if condition is None else self.model(image, condition)
-            return self._check_output(tuple(params.shape))
+            return draw
+
+    def _draw_of_a_pass(self) -> Draw:
+        image, condition = self._inputs(2)
+        with torch.no_grad():
+            params = self.model(image) if condition is None else self.model(image, condition)
+        if not isinstance(params, Tensor):
+            raise UnsupportedModelError(f"the model must return one tensor of parameters, got {type(params).__name__}")
+        return self._check_output(tuple(params.shape))
 
     def _inputs(self, batch: int) -> tuple[Tensor, Tensor | None]:
         image = torch.zeros((batch, *self.event_shape), dtype=self._dtype, device=self._device)

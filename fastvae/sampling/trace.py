@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastvae.ops import backend
 
-__all__ = ["Kind", "Trace", "UnsupportedModelError", "describe", "trace_model"]
+__all__ = ["Kind", "NotAutoregressiveError", "Trace", "UnsupportedModelError", "describe", "trace_model"]
 
 aten = torch.ops.aten
 
@@ -49,6 +49,18 @@ _DECOMPOSE = [
 
 class UnsupportedModelError(ValueError):
     """The model cannot be sampled exactly by a planned schedule; the message names the place and the remedy."""
+
+
+class NotAutoregressiveError(UnsupportedModelError):
+    """Pixel by pixel sampling would be wrong too: a full pass does not give the distribution of the next pixel.
+
+    Attributes:
+        offset: from a pixel to the furthest one its parameters depend on, (rows, columns), where it is known.
+    """
+
+    def __init__(self, message: str, offset: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.offset = offset
 
 
 @dataclass
@@ -186,7 +198,7 @@ def _trace(run: Callable[..., Any], state: dict[str, Tensor], rest: list[Tensor]
         raise UnsupportedModelError(
             "the model's forward looks at values of a tensor in Python (item(), bool(), an if on data), "
             f"{_user_line(error)}; a planned schedule must not depend on values. "
-            'Pass fallback="naive" to sample it with one full pass per pixel'
+            'If it is causal, fallback="naive" samples it with one full pass per pixel'
         ) from error
 
 
@@ -207,7 +219,7 @@ def _classify(trace: Trace) -> None:
         kind: Kind = start.get(node, "static" if node.op == "get_attr" else "literal")
         if node.op == "call_function":
             if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
-                raise UnsupportedModelError(
+                raise NotAutoregressiveError(
                     f"the model draws random numbers: {describe(node)}; call model.eval() if this is dropout"
                 )
             if node.target not in _SHAPE_ONLY:
@@ -219,7 +231,7 @@ def _classify(trace: Trace) -> None:
 def _refuse_batch_statistics(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-            raise UnsupportedModelError(
+            raise NotAutoregressiveError(
                 f"module {name!r} ({type(module).__name__}) normalises by the statistics of the batch, so every pixel "
                 "depends on all pixels of all images; call model.eval(), or use a normalisation over channels"
             )

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks_in_the_wild import BatchNormed, MaskedWeight, plain, randomized
+from networks_in_the_wild import BatchNormed, MaskedWeight, plain
 from torch import Tensor, nn
 
 from fastvae import compile_sampler
@@ -23,6 +24,10 @@ def sampler_of(model: nn.Module | None = None, **options: Any):
         ({"event_shape": None}, ValueError, "event_shape is missing"),
         ({"event_shape": (5, 5)}, ValueError, r"event_shape must be \(C, H, W\)"),
         ({"event_shape": (1, 0, 5)}, ValueError, "positive"),
+        ({"event_shape": 28}, TypeError, "event_shape must be a sequence of integers, got 28"),
+        ({"event_shape": (1, 5.5, 5)}, TypeError, r"event_shape must be a sequence of integers, got \(1, 5.5, 5\)"),
+        ({"condition_shape": 3}, TypeError, "condition_shape must be a sequence of integers, got 3"),
+        ({"example_condition": [1.0]}, TypeError, "example_condition must be a torch.Tensor, got list"),
         ({"likelihood": None}, ValueError, "likelihood is missing"),
         ({"likelihood": "poisson"}, ValueError, "likelihood must be 'bernoulli'"),
         ({"likelihood": "gaussian"}, ValueError, r"takes 2 parameter\(s\) per value, but the model gives 1"),
@@ -43,7 +48,12 @@ def test_compile_sampler_names_the_argument(arguments: dict[str, Any], error: ty
         ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),
         ({"num_samples": 2.5}, TypeError, "num_samples must be an integer, got 2.5"),
         ({"seed": -1}, ValueError, "seed must be in"),
+        ({"seed": 0.5}, TypeError, "seed must be an integer, got 0.5"),
+        ({"seed": 2**64}, ValueError, "seed must be in"),
         ({"first_id": -1}, ValueError, "first_id must be in"),
+        ({"first_id": 2**32 - 2}, ValueError, "first_id must be in"),
+        ({"first_id": "0"}, TypeError, "first_id must be an integer, got '0'"),
+        ({"noise": np.full((3, 1, 5, 5), 0.5)}, TypeError, "noise must be a torch.Tensor, got ndarray"),
         ({"noise": torch.rand(2, 1, 5, 5)}, ValueError, r"noise must have shape \(3, 1, 5, 5\), got \(2, 1, 5, 5\)"),
         ({"noise": torch.zeros(3, 1, 5, 5)}, ValueError, "open interval"),
     ],
@@ -56,6 +66,24 @@ def test_a_call_names_the_argument(arguments: dict[str, Any], error: type[Except
 def test_images_to_decode_need_the_right_shape() -> None:
     with pytest.raises(ValueError, match="images must have shape"):
         sampler_of().decode(torch.zeros(2, 1, 4, 5))
+    with pytest.raises(TypeError, match=r"images must be a torch\.Tensor, got list"):
+        sampler_of().decode([[0.0]])
+
+
+def test_the_number_of_pixels_to_draw_is_checked() -> None:
+    for wrong in (0, 26):
+        with pytest.raises(ValueError, match=rf"num_pixels must be in \[1, 26\), got {wrong}"):
+            sampler_of().naive(2, num_pixels=wrong)
+
+
+def test_the_last_ids_can_be_drawn() -> None:
+    assert sampler_of()(2, first_id=2**32 - 2, seed=2**64 - 1).samples.shape == (2, 1, 5, 5)
+
+
+def test_a_latent_variable_model_is_told_where_its_samples_come_from() -> None:
+    model = nn.Module()  # like fastvae's VAE: parts, but no forward
+    with pytest.raises(TypeError, match=r"Module has no forward; .*model.likelihood\(model.prior\(\)"):
+        compile_sampler(model, (1, 5, 5), "bernoulli")
 
 
 def test_a_missing_condition_shape_is_named() -> None:
@@ -131,29 +159,3 @@ def test_what_cannot_be_planned_is_named_with_its_line(what: str) -> None:
         sampler_of(Custom(body))
     assert "test_bad_input.py" in str(error.value)
     assert "self.end(self.last(self.body(self.first(x))))" in str(error.value) or "an if on values" in str(error.value)
-
-
-def test_naive_fallback_serves_what_cannot_be_planned() -> None:
-    def attention(h: Tensor) -> Tensor:
-        """Causal: position i attends to positions up to i in raster order."""
-        tokens = h.flatten(2).transpose(1, 2)
-        scores = (tokens @ tokens.transpose(1, 2)).masked_fill(~torch.ones(25, 25).tril().bool(), -1e9)
-        return (scores.softmax(-1) @ tokens).transpose(1, 2).view_as(h)
-
-    model = randomized(Custom(attention), gain=2.0)
-    with pytest.raises(UnsupportedModelError, match="in forward: return self"):
-        sampler_of(model)
-    sampler = sampler_of(model, fallback="naive")
-    assert sampler.plan is None
-    assert "outside the vocabulary" in sampler.reason
-    assert sampler(4, verify=True).certificate.mismatches == 0
-    with pytest.raises(ValueError, match="no steps to decode by"):
-        sampler.decode(torch.zeros(2, 1, 5, 5))
-
-
-def test_the_naive_fallback_does_not_hide_a_leak() -> None:
-    model = randomized(nn.Conv2d(1, 1, 3, padding=1), gain=5.0)
-    sampler = sampler_of(model, fallback="naive")
-    assert "not causal" in sampler.reason
-    with pytest.raises(RuntimeError, match="NOT EXACT"):
-        sampler(16, verify=True)

@@ -114,6 +114,12 @@ def test_a_wrong_condition_is_an_error(condition: Tensor | None, says: str) -> N
         sampler(4, condition=condition)
 
 
+def test_a_condition_that_is_no_tensor_is_an_error() -> None:
+    sampler = compile_sampler(ByVector(), (1, 4, 4), "bernoulli", condition_shape=(3,))
+    with pytest.raises(TypeError, match=r"condition must be a torch\.Tensor, got list"):
+        sampler(1, condition=[[0.0, 0.0, 0.0]])
+
+
 def test_an_unexpected_condition_is_an_error() -> None:
     sampler = compile_sampler(MaskedWeight("A", 1, 1, 3, padding=1), (1, 4, 4), "bernoulli")
     with pytest.raises(ValueError, match="without a condition"):

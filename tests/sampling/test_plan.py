@@ -94,6 +94,14 @@ class CurrentRow(nn.Module):
         return self.last(F.pad(h, (0, 0, 1, 0))[:, :, :-1])
 
 
+def test_a_reach_wider_than_the_image_is_planned() -> None:
+    sampler = compile_sampler(randomized(CurrentRow(4), gain=2.0), (1, 4, 3), "bernoulli")
+    assert sampler.plan.skew == 6  # five columns to the right in the row above, of which at most two exist
+    out = sampler(20, verify=True)
+    assert out.certificate.mismatches == 0
+    assert torch.equal(out.samples, sampler.naive(20).samples)
+
+
 def test_a_plan_prints_what_it_does() -> None:
     plan = compile_sampler(plain(), (1, 28, 28), "bernoulli").plan
     for part in ("28 x 28", "136 instead of 784", "7 in one step", "MFLOP per image", "KiB per image"):
