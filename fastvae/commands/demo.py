@@ -19,7 +19,7 @@ from fastvae.data import Data, load
 from fastvae.evaluation import active_units
 from fastvae.models import VAE, PixelVAE
 from fastvae.objectives import elbo, iwae
-from fastvae.training import fit
+from fastvae.training import Interrupted, fit
 
 from . import speed
 from .options import check_seed
@@ -99,9 +99,11 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True)  # before the minutes of training: it may be forbidden
     try:
         _tour(data, args)
-    except BaseException:
+    except BaseException as error:
         if not any(args.out.iterdir()):  # else the next run would say that it exists
             args.out.rmdir()
+        if isinstance(error, Interrupted):
+            raise KeyboardInterrupt(f"{error.where}; nothing was saved") from None
         raise
     return 0
 

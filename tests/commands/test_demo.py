@@ -3,11 +3,13 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastvae.__main__ import main
 from fastvae.commands import demo
+from fastvae.training import Interrupted
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -59,9 +61,16 @@ def test_a_seed_out_of_range_leaves_no_folder(seed: str, tmp_path: Path, capsys:
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("failure", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("the loss became nan"), 2)])
+@pytest.mark.parametrize(
+    ("failure", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "fastvae demo: interrupted\n"),
+        (Interrupted("interrupted in epoch 2", "x"), 130, "fastvae demo: interrupted in epoch 2; nothing was saved\n"),
+        (RuntimeError("the loss became nan"), 2, "fastvae demo: error: the loss became nan\n"),
+    ],
+)
 def test_a_run_that_fails_before_its_first_file_leaves_no_folder(
-    failure: BaseException, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: BaseException, code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     out = tmp_path / "demo"
 
@@ -71,6 +80,7 @@ def test_a_run_that_fails_before_its_first_file_leaves_no_folder(
 
     monkeypatch.setattr(demo, "train_and_evaluate", fails)
     assert main(["demo", "--out", str(out)]) == code
+    assert capsys.readouterr().err == says
     assert not out.exists()
 
 

@@ -179,9 +179,19 @@ def test_samples_that_are_not_finite_are_an_error(runs: Path, tmp_path: Path, ca
     from fastvae.commands import sample
 
     draw = sample._at_once
-    monkeypatch.setattr(sample, "_at_once", lambda *args: draw(*args) / 0)
+    monkeypatch.setattr(sample, "_at_once", lambda *args: draw(*args) + math.inf)
     assert main(["sample", str(runs / "vae"), "--num", "3", "--out", str(tmp_path / "a.png")]) == 2
     assert "the sample of 3 of 3 images is not finite under the model of" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_draws_of_logits_that_overflow_are_an_error(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(runs / "iwae", tmp_path / "run")
+    path = tmp_path / "run" / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: torch.full_like(tensor, 3e38) for name, tensor in weights.items()}, path)
+    assert main(["sample", str(tmp_path / "run"), "--num", "9", "--out", str(tmp_path / "a.png")]) == 2
+    assert "must be finite, got nan or infinity: check the model's weights" in capsys.readouterr().err
     assert not (tmp_path / "a.png").exists()
 
 
