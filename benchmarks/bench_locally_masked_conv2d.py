@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import memory
 from benchmarks.environment import device
 from benchmarks.pairs import interleaved, synchronized
 from fastvae import ops, reference
@@ -82,7 +83,8 @@ def check(layer: Layer, baseline: Layer, exact_layer: Layer, inputs: list[Tensor
     wide = [t.detach().double().requires_grad_(t.requires_grad) for t in few]
     exact = results(exact_layer, wide, grad_y.double())
     for got, other, want in zip(results(layer, few, grad_y), results(baseline, few, grad_y), exact, strict=True):
-        rounding = 8 * torch.finfo(got.dtype).eps * want.abs().max()
+        # the gradient of the bias sums over all pixels, and oneDNN does that one after the other
+        rounding = torch.finfo(got.dtype).eps * want.abs().max() * max(64, grad_y[:2, 0].numel()) ** 0.5
         assert (got - want).abs().max() <= 2 * (other - want).abs().max() + rounding
 
 
@@ -127,9 +129,10 @@ def test_locally_masked_conv2d(
 # The peak of a process is known to the system only, so each measurement on the CPU takes a process of its own: what
 # the pass needs beyond the tensors that are given to it, once what it imports at its first call is there.
 PEAK = """
-import resource, sys
+import sys
 import torch
 torch.set_num_threads(1)
+from benchmarks import memory
 from benchmarks.bench_locally_masked_conv2d import layers, make, step
 which, name, implementation = sys.argv[1:4]
 batch, size, in_channels, out_channels, kernel_size = map(int, sys.argv[4:])
@@ -140,9 +143,10 @@ bits = torch.randint(0, 1 << 9, (8, 8))
 torch.ops.fastvae.locally_masked_conv2d(small, weight, None, bits, 1, False).sum().backward()
 given = make(batch, size, in_channels, out_channels, kernel_size, torch.float32)
 run = step(layer, *given, which)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+memory.forget_peak()
+before = memory.peak_mebibytes()
 kept = run()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(memory.peak_mebibytes() - before)
 """
 
 
@@ -169,6 +173,7 @@ def peak_mebibytes(which: str, name: str, implementation: str, batch: int, size:
 MEMORY_BATCH, MEMORY_LAYERS = (4, [(1, 8, 3)]) if TINY else (64, [(3, 64, 7), (64, 64, 3), (64, 64, 5)])
 
 
+@pytest.mark.skipif(DEVICE == "cpu" and not memory.AVAILABLE, reason="reads the peak from Linux's /proc")
 @pytest.mark.parametrize(
     ("which", "name", "layer"),
     [

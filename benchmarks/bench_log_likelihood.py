@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastvae
+from benchmarks import memory
 from benchmarks.environment import device
 from benchmarks.pairs import interleaved, synchronized
 from fastvae.models import VAE
@@ -121,7 +122,7 @@ def test_log_likelihood(benchmark: Any, name: str) -> None:
     )
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+@pytest.mark.skipif(not memory.AVAILABLE, reason="reads the peak from Linux's /proc")
 @pytest.mark.benchmark(group="log-likelihood, peak memory")
 @pytest.mark.parametrize("num_samples", [50, 500] if TINY else [500, 5000, 50_000])
 @pytest.mark.parametrize("name", ["eager, one chunk", "fastvae"])
@@ -150,15 +151,10 @@ def peak_mebibytes(name: str, num_samples: int) -> float:
         torch.cuda.reset_peak_memory_stats()
         IMPLEMENTATIONS[name](model, x[:1])
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading the libraries
-    before = peak_resident_mebibytes()
+    memory.forget_peak()
+    before = memory.peak_mebibytes()
     IMPLEMENTATIONS[name](model, x[:1])
-    return peak_resident_mebibytes() - before
-
-
-def peak_resident_mebibytes() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**10
+    return memory.peak_mebibytes() - before
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def table(rows: list[Row]) -> str:
         "TFLOP/s": [shown(row, "TFLOP/s", "{:.3g}") for row in rows],
         "serial steps": [shown(row, "serial_steps", "{}") for row in rows],
         "peak memory": [shown(row, "peak_MiB", "{:.0f} MiB") for row in rows],
+        "of the baseline's": [shown(row, "memory_ratio", "1/{:.1f}") for row in rows],
     }
     columns = {name: cells for name, cells in columns.items() if any(cells)}
     lines = [list(columns), ["---"] * len(columns), *map(list, zip(*columns.values(), strict=True))]
