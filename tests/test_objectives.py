@@ -55,10 +55,10 @@ def test_both_bounds_are_exact_at_the_exact_posterior(x: Tensor) -> None:
 def test_the_elbo_is_below_by_the_kl_to_the_posterior(x: Tensor) -> None:
     torch.manual_seed(0)
     wide, exact = LinearGaussian(proposal_scale=1.5), LinearGaussian()
-    gap = exact.marginal().log_prob(x.flatten(1)) - elbo(wide.model(), x, num_samples=40000)
+    gap = exact.marginal().log_prob(x.flatten(1)) - elbo(wide.model(), x, num_samples=200000)
     q = wide.model().proposal(x)
     kl = torch.distributions.kl_divergence(q, exact.model().proposal(x))
-    torch.testing.assert_close(gap, kl, rtol=0, atol=0.02)
+    torch.testing.assert_close(gap, kl, rtol=0, atol=0.04)  # five standard errors
 
 
 def test_the_iwae_bound_grows_with_the_number_of_samples(x: Tensor) -> None:
