@@ -31,7 +31,7 @@ class Draw:
 
     def sample(self, noise: Tensor, params: Tensor) -> Tensor:
         """Prepared noise (..., C), parameters (..., C, P) -> values (..., C)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define how to draw")
 
     def into(self, noise: Tensor, params: Tensor, out: Tensor) -> Callable[[], Any]:
         """A function without arguments that draws into ``out``."""
@@ -39,7 +39,7 @@ class Draw:
 
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor | None:
         """Nats of each value, (..., C); None if it is not known."""
-        raise NotImplementedError
+        return None
 
 
 class Bernoulli(Draw):
@@ -116,9 +116,6 @@ class Callback(Draw):
 
     def sample(self, noise: Tensor, params: Tensor) -> Tensor:
         return self._function(noise, params)
-
-    def log_prob(self, x: Tensor, params: Tensor) -> None:
-        return None
 
 
 def as_draw(likelihood: Any, num_params: int) -> Draw:

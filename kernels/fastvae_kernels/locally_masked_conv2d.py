@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .locally_masked_conv2d_config import Config, choose_config, is_flat
+from .locally_masked_conv2d_config import choose_config, is_flat
+from .masked_conv2d_launch import meta_of, nhwc, precision_of
 
 __all__ = ["conv_kernel", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
 
@@ -200,7 +201,7 @@ def grad_weight(
     num_pixels = x.shape[0] * x.shape[2] * x.shape[3]
     if num_pixels == 0:
         return x.new_zeros(out_channels, in_channels, kernel_size, kernel_size)
-    x, grad_y = _nhwc(x), _nhwc(grad_y)
+    x, grad_y = nhwc(x), nhwc(grad_y)
     flat = is_flat(in_channels)
     columns = taps * in_channels if flat else in_channels
     config = choose_config("grad_weight", x.dtype, out_channels, columns, num_pixels, flat=flat)
@@ -226,8 +227,8 @@ def grad_weight(
         DILATION=dilation,
         MASK_PER_IMAGE=mask.ndim == 3,
         FLAT=flat,
-        PRECISION=_precision(x.dtype),
-        **_meta(config),
+        PRECISION=precision_of(x.dtype),
+        **meta_of(config),
     )
     summed = partial.sum(0).transpose(1, 2)  # (C_out, C_in, T)
     return summed.reshape(out_channels, in_channels, kernel_size, kernel_size).to(x.dtype)
@@ -253,7 +254,7 @@ def _convolve(
     reduced = taps * in_channels if flat else in_channels
     config = choose_config("conv", x.dtype, num_pixels, out_channels, reduced, flat=flat)
     conv_kernel[(triton.cdiv(num_pixels, config.block_m), triton.cdiv(out_channels, config.block_n))](
-        x_ptr=_nhwc(x),
+        x_ptr=nhwc(x),
         weight_ptr=packed.contiguous(),
         bias_ptr=bias if bias is None else bias.contiguous(),
         mask_ptr=mask.contiguous(),
@@ -267,31 +268,7 @@ def _convolve(
         DILATION=dilation,
         MASK_PER_IMAGE=mask.ndim == 3,
         FLAT=flat,
-        PRECISION=_precision(x.dtype),
-        **_meta(config),
+        PRECISION=precision_of(x.dtype),
+        **meta_of(config),
     )
     return y
-
-
-def _nhwc(x: torch.Tensor) -> torch.Tensor:
-    x = x.contiguous(memory_format=torch.channels_last)
-    # an unaligned pointer costs the kernels all their registers and more
-    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How float32 factors are multiplied, as PyTorch is told to: "highest" keeps their 24 bits in three products."""
-    if dtype != torch.float32:
-        return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def _meta(config: Config) -> dict[str, int | bool]:
-    return {
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "enable_fp_fusion": True,
-    }

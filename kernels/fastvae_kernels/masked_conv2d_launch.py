@@ -2,6 +2,7 @@
 
 import torch
 
+from .locally_masked_conv2d_config import Config as LocalConfig
 from .masked_conv2d_config import Config
 
 __all__ = ["arch_of", "meta_of", "nhwc", "precision_of"]
@@ -29,7 +30,7 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def meta_of(config: Config) -> dict[str, int | bool]:
+def meta_of(config: Config | LocalConfig) -> dict[str, int | bool]:
     """The launch options of a configuration."""
     return {
         "BLOCK_M": config.block_m,
