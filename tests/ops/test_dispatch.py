@@ -112,3 +112,8 @@ def test_a_compiler_traces_through_the_choice() -> None:
     torch.compiler.reset()
     with fastvae.backend("reference"):
         torch.testing.assert_close(compiled(ones), -ones)
+
+
+def test_an_empty_variable_forces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTVAE_BACKEND", "")
+    assert _dispatch.choose(torch.zeros(1)) == "torch"

@@ -112,6 +112,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"rows": IDS.float()}, TypeError, "rows must be int64, got torch.float32"),
     ({"ids": IDS[None]}, ValueError, r"ids must have one dimension, got shape \(1, 3\)"),
     ({"rows": IDS.to("meta")}, ValueError, "on one device, got cpu and meta"),
+    ({"seed": 0.5}, TypeError, r"seed must be an integer, got 0\.5"),
     ({"seed": -1}, ValueError, r"seed must be in \[0, 2\^64\), got -1"),
     ({"seed": 2**64}, ValueError, r"seed must be in \[0, 2\^64\)"),
     ({"tag": 2**32}, ValueError, r"tag must be in \[0, 2\^32\)"),
