@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastvae import ops, reference
 from fastvae.ops.masked_conv2d import pays_to_crop
@@ -134,9 +135,24 @@ def test_a_given_mask_compiles_and_transforms() -> None:
     torch.testing.assert_close(tangent, ops.masked_conv2d(x, weight, mask=mask))
 
 
+def test_a_remembered_mask_serves_every_mode_and_no_other_dtype() -> None:
+    x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        ops.masked_conv2d(x, weight, mask="A")
+    ops.masked_conv2d(x, weight, mask="A").sum().backward()  # a mask made in inference mode could not be saved
+    assert weight.grad is not None and torch.equal(weight.grad[:, :, 1:, 1:], torch.zeros(4, 3, 2, 2))
+    wide = ops.masked_conv2d(x.double(), weight.double(), mask="A")
+    torch.testing.assert_close(wide, reference.masked_conv2d(x.double(), weight.double(), None, "A"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ops.masked_conv2d(torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 5, 5), mask="B")
+    images, kernel = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 5, 5)  # the first of this size that is real
+    want = reference.masked_conv2d(images, kernel, None, "B")
+    torch.testing.assert_close(ops.masked_conv2d(images, kernel, mask="B"), want)
+
+
 @pytest.mark.parametrize(
     ("channels", "kernel_size", "channels_last", "expected"),
-    [(4, 3, False, False), (32, 3, False, False), (32, 3, True, True), (64, 3, False, True), (32, 5, False, True)],
+    [(4, 3, False, False), (24, 3, False, False), (32, 3, False, True), (32, 3, True, True), (32, 5, False, True)],
 )
 def test_the_kernel_is_cropped_where_that_was_measured_to_pay(
     channels: int, kernel_size: int, channels_last: bool, expected: bool
