@@ -140,7 +140,8 @@ def test_a_remembered_mask_serves_every_mode_and_no_other_dtype() -> None:
     with torch.inference_mode():
         ops.masked_conv2d(x, weight, mask="A")
     ops.masked_conv2d(x, weight, mask="A").sum().backward()  # a mask made in inference mode could not be saved
-    assert weight.grad is not None and torch.equal(weight.grad[:, :, 1:, 1:], torch.zeros(4, 3, 2, 2))
+    assert weight.grad is not None
+    assert torch.equal(weight.grad[:, :, 1:, 1:], torch.zeros(4, 3, 2, 2))
     wide = ops.masked_conv2d(x.double(), weight.double(), mask="A")
     torch.testing.assert_close(wide, reference.masked_conv2d(x.double(), weight.double(), None, "A"))
     with FakeTensorMode(allow_non_fake_inputs=True):
