@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.environment import environment
 
 HAS_PLUGIN = importlib.util.find_spec("pytest_benchmark") is not None
-
-
-# glibc gives freed blocks above a threshold back to the system, and every later tensor starts with page faults that can
-# take longer than its computation. The first large block that is freed raises the threshold, as happens sooner or later
-# in any process that trains: here before the first measurement, for ours and for the baselines alike.
-torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 @pytest.hookimpl(optionalhook=True)
