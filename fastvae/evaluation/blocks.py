@@ -4,8 +4,10 @@ Sample m belongs to block ``m mod B``, so that the blocks neither depend on chun
 and have equal sizes (to one sample) at every moment. All states here are (8, ..., N), see ``ops.empty_log_weights``.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +45,15 @@ class BoundCurve:
         """(G,) nats: the Monte-Carlo error of :attr:`mean`, without that of the choice of datapoints."""
         return self.std_error.square().sum(1).sqrt() / max(self.values.shape[1], 1)
 
+    def to_dict(self) -> dict[str, list[Any]]:
+        """The means as JSON can hold them: None for what is infinite or unknown."""
+        figures = {"num_samples": self.num_samples, "log_prob": self.mean, "monte_carlo_error": self.mean_std_error}
+        return {name: [v if math.isfinite(v) else None for v in values.tolist()] for name, values in figures.items()}
+
+    def __str__(self) -> str:
+        pairs = zip(self.mean.tolist(), self.num_samples.tolist(), strict=True)
+        return ", ".join(f"{value:.2f} ({count})" for value, count in pairs)
+
 
 @dataclass(frozen=True)
 class Jackknife:
@@ -55,6 +66,11 @@ class Jackknife:
 
     log_prob: Tensor
     std_error: Tensor
+
+    @property
+    def mean_std_error(self) -> float:
+        """Nats: the Monte-Carlo error of the mean of ``log_prob`` over the datapoints."""
+        return float(self.std_error.square().sum().sqrt()) / max(self.std_error.shape[0], 1)
 
 
 def log_mean(state: Tensor) -> Tensor:
