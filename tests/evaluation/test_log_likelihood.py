@@ -67,6 +67,23 @@ def test_with_the_exact_posterior_every_weight_is_log_p(kind: str) -> None:
     assert result.trusted.all()
 
 
+def test_with_the_exact_posterior_every_weight_agrees_to_the_last_digits() -> None:
+    """256 samples: the tail that the state keeps is all of them."""
+    model = LinearGaussian(784, 50)
+    result = fastvae.log_likelihood(
+        model.x,
+        proposal=lambda x: PROPOSALS["ours"](*model.posterior(x)),
+        log_joint=model.log_joint,
+        num_samples=256,
+    )
+    weights = result.weights.largest
+    assert weights.shape == (256, 4)
+    assert (weights - weights[0]).abs().max().item() < 9e-13
+    assert (weights - model.marginal.log_prob(model.x)).abs().max().item() < 5e-12  # of -650, by two ways
+    assert (result.ess - 256).abs().max().item() < 1e-9
+    assert max(result.std_error.max().item(), result.jackknife.std_error.max().item()) < 1e-6
+
+
 @pytest.mark.parametrize("kind", PROPOSALS)
 def test_a_scaled_posterior_has_the_closed_form_error(kind: str) -> None:
     model, c = LinearGaussian(784, 50), 1.1
@@ -81,6 +98,7 @@ def test_a_scaled_posterior_has_the_closed_form_error(kind: str) -> None:
     assert result.ess.mean().item() / 5000 == pytest.approx(1 / mean_square, rel=0.05)
     assert result.std_error.mean().item() == pytest.approx(math.sqrt((mean_square - 1) / 5000), rel=0.05)
     assert result.bias.mean().item() == pytest.approx(-(mean_square - 1) / 10_000, rel=0.1)
+    assert result.jackknife.std_error.mean().item() == pytest.approx(math.sqrt((mean_square - 1) / 5000), rel=0.3)
     assert ((result.log_prob - model.marginal.log_prob(model.x)).abs() < 4 * result.std_error).all()
     assert result.trusted.all()
     assert (result.log_prob > result.elbo).all()
