@@ -23,6 +23,7 @@ _IDS = 2**32  # datapoint and sample numbers are 32-bit words of the counter
 def as_callables(
     model: Any, proposal: Callable[[Tensor], Any] | None, log_joint: Callable[[Tensor, Tensor], Tensor] | None
 ) -> tuple[Callable[[Tensor], Any], Callable[[Tensor, Tensor], Tensor]]:
+    """``proposal`` and ``log_joint``, of the model or as they were given; ``TypeError`` unless it is one of the two."""
     if model is None:
         if proposal is None or log_joint is None:
             raise TypeError("pass a model, or both proposal= and log_joint=")
@@ -43,6 +44,7 @@ def as_callables(
 
 
 def check_numbers(num_samples: int, seed: int, first_sample: int, max_bytes: int | None, on_bad: str) -> None:
+    """Raise ``TypeError`` for what is no integer, ``ValueError`` for what is out of range."""
     limits = {"num_samples": (num_samples, 1, _IDS), "seed": (seed, 0, 2**64 - 1)}
     limits["first_sample"] = (first_sample, 0, _IDS - 1)
     if max_bytes is not None:
@@ -60,11 +62,12 @@ def check_numbers(num_samples: int, seed: int, first_sample: int, max_bytes: int
 
 def owners(*parts: Any) -> list[nn.Module]:
     """Those of the arguments that are modules or methods of one."""
-    owners = [getattr(part, "__self__", part) for part in parts]
-    return [owner for owner in owners if isinstance(owner, nn.Module)]
+    candidates = [getattr(part, "__self__", part) for part in parts]
+    return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
 
 
 def check_device(x: Tensor, modules: list[nn.Module]) -> None:
+    """Raise ``ValueError`` if a module is elsewhere than the data."""
     for module in modules:
         for parameter in module.parameters():
             if parameter.device != x.device:
@@ -76,6 +79,7 @@ def check_device(x: Tensor, modules: list[nn.Module]) -> None:
 
 
 def checked_ids(ids: Tensor | None, x: Tensor) -> Tensor:
+    """The numbers of the datapoints of ``x`` on its device: 0, 1, ... by default."""
     if ids is None:
         return torch.arange(x.shape[0], device=x.device)
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
@@ -98,6 +102,7 @@ def noise_dtype(x: Tensor, modules: list[nn.Module]) -> torch.dtype:
 
 @contextmanager
 def evaluation_mode(modules: list[nn.Module]) -> Iterator[None]:
+    """All modules in eval mode inside, in the mode they had afterwards."""
     training = [part for module in modules for part in module.modules() if part.training]
     for module in modules:
         module.eval()

@@ -136,7 +136,7 @@ class LogLikelihood:
         """
         self._check_alike("other", other)
         origin = self.origin.merged(other.origin)
-        return LogLikelihood(self.weights.merge(other.weights), self.num_dims, origin, self._more)
+        return LogLikelihood(self.weights.merge(other.weights), self.num_dims, origin, self._more or other._more)
 
     @staticmethod
     def join(parts: Sequence[LogLikelihood]) -> LogLikelihood:
