@@ -27,7 +27,7 @@ from .origin import Origin
 from .plan import default_max_bytes
 from .result import LogLikelihood
 from .resume import Checkpoint
-from .run import Run
+from .run import Run, raise_if_bad
 
 __all__ = ["log_likelihood"]
 
@@ -135,6 +135,8 @@ def log_likelihood(
         # what else the numbers depend on, down to the last bit
         same = {"num_samples": num_samples, "first_sample": first_sample, "seed": seed, "max_bytes": max_bytes}
         keeper = Checkpoint(checkpoint, result, same, {"x": [x], "ids": [ids], "the parameters": modules})
+        if on_bad == "raise" and checkpoint is not None:  # what was counted before
+            raise_if_bad(result.weights.num_bad, ids, num_samples)
         if not keeper.finished:
             run = Run(x, ids, proposal, log_joint, seed, noise_dtype(x, modules))
             _keep_freed_memory()

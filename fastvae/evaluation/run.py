@@ -14,7 +14,7 @@ from .draw import draw, is_addressed
 from .plan import Plan, bytes_per_row, make_plan
 from .resume import Checkpoint
 
-__all__ = ["Run"]
+__all__ = ["Run", "raise_if_bad"]
 
 
 class Run:
@@ -47,7 +47,7 @@ class Run:
                 checkpoint.update(log_joint - log_q, points, first)
                 bar.update(count * x.shape[0])
             if on_bad == "raise":
-                _raise_if_bad(checkpoint.result.weights.num_bad[points], ids, len(samples))
+                raise_if_bad(checkpoint.result.weights.num_bad[points], ids, len(samples))
             next_sample = samples.start
             checkpoint.position = (stop, next_sample)
 
@@ -90,7 +90,8 @@ def _checked(log_joint: Any, want: tuple[int, ...]) -> Tensor:
     return log_joint
 
 
-def _raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:
+def raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:
+    """``ValueError`` that names the datapoints with nan or +inf among their log-weights, if there are any."""
     if not bool(num_bad.any()):
         return
     bad = num_bad.nonzero()[:, 0].tolist()

@@ -155,6 +155,8 @@ def test_datapoints_with_bad_weights_raise_again_and_can_be_counted(tmp_path: Pa
             evaluate(log_joint=bad, checkpoint=tmp_path / "a")
     result = evaluate(log_joint=bad, checkpoint=tmp_path / "a", on_bad="count")
     assert result.log_prob.isnan().sum() == 1
+    with pytest.raises(ValueError, match=r"nan or \+inf for datapoints 9 \(700 of 700"):
+        evaluate(log_joint=bad, checkpoint=tmp_path / "a")
 
 
 def test_finished_datapoints_of_an_unfinished_run_can_be_loaded(tmp_path: Path) -> None:
