@@ -214,13 +214,13 @@ def check_seed(seed: int) -> None:
     _check("seed", seed)
 
 
-def check_new_file(name: str) -> None:
-    """Raise ``ValueError``, before any work, if ``--out`` is there already or has no folder to go to."""
+def check_new_file(name: str, option: str = "--out") -> None:
+    """Raise ``ValueError``, before any work, if the file is there already or has no folder to go to."""
     out = Path(name)
     if out.exists():
-        raise ValueError(f"--out {out} exists already; nothing was overwritten: choose a new name")
+        raise ValueError(f"{option} {out} exists already; nothing was overwritten: choose a new name")
     if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+        raise ValueError(f"{option} {out}: there is no folder {out.parent}")
 
 
 def _check(name: str, value: Any) -> None:
