@@ -2,6 +2,7 @@
 
 from ._dispatch import backend
 from .bernoulli_log_prob import bernoulli_log_prob
+from .gaussian_log_prob import gaussian_log_prob
 from .gated_masked_conv2d import gated_masked_conv2d
 from .locally_masked_conv2d import locally_masked_conv2d
 from .log_weights import empty_log_weights, merge_log_weights, update_log_weights
@@ -16,6 +17,7 @@ __all__ = [
     "bernoulli_log_prob",
     "empty_log_weights",
     "gated_masked_conv2d",
+    "gaussian_log_prob",
     "generation_order",
     "locally_masked_conv2d",
     "masked_conv2d",

@@ -14,11 +14,14 @@ __all__ = [
     "broadcast_batch",
     "check_event_dims",
     "check_inputs",
+    "is_small",
     "repeating_rows",
     "widened",
 ]
 
 BLOCK = 2**19  # elements that the CPU paths work on at once: a temporary of 2 MB stays in the cache and is reused
+
+FEW = 2**17  # elements up to which the definitions, which make fewer calls, are as fast
 
 
 def check_inputs(x: Tensor, **params: Tensor) -> None:
@@ -88,6 +91,14 @@ def blocks(repeats: int, num_data: int, sizes: tuple[int, int]) -> Iterator[tupl
     for i in range(0, repeats, max(sizes[0], 1)):
         for j in range(0, num_data, max(sizes[1], 1)):
             yield slice(i, i + sizes[0]), slice(j, j + sizes[1])
+
+
+def is_small(params: Tensor) -> bool:
+    """Whether the definition is the fastest path of the CPU, because calls cost more than elements.
+
+    A compiler sees the operator at every size.
+    """
+    return params.device.type == "cpu" and params.numel() <= FEW and not torch.compiler.is_compiling()
 
 
 def accumulator(*params: Tensor) -> torch.dtype:
