@@ -18,6 +18,7 @@ from .likelihood_rows import (
     check_event_dims,
     check_inputs,
     repeating_rows,
+    runs_directly,
     widened,
 )
 
@@ -56,8 +57,8 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3) -> Tensor
     # the operator sees two shapes only: data (X, D) and logits (R, D), R a multiple of X
     rows = logits.expand(batch + event).reshape(math.prod(batch), math.prod(event))
     data = repeating_rows(x, batch, event_dims).flatten(1)
-    if choose(data, rows) == "torch" and not (rows.requires_grad and torch.is_grad_enabled()):
-        return _torch_forward(data, rows).view(batch)  # an operator call costs as much as a small block
+    if choose(data, rows) == "torch" and runs_directly(rows):
+        return _torch_forward(data, rows).view(batch)
     return _forward(data, rows).view(batch)
 
 
@@ -111,13 +112,13 @@ def _signs(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _torch_forward(x: Tensor, logits: Tensor) -> Tensor:
     """``x`` (X, D), ``logits`` (R, D) -> (R,)."""
-    num_data, size = x.shape
+    (num_data, size), repeats = x.shape, logits.shape[0] // max(x.shape[0], 1)
     dtype = accumulator(logits)
-    total = logits.new_empty((logits.shape[0] // max(num_data, 1), num_data), dtype=dtype)
-    signs, logits = _signs(x, dtype), logits.detach().reshape(*total.shape, size)
-    sizes = block_sizes(*total.shape, size, logits.device)
+    total = logits.new_empty((repeats, num_data), dtype=dtype)
+    signs, logits = _signs(x, dtype), logits.detach().reshape(repeats, num_data, size)
+    sizes = block_sizes(repeats, num_data, size, logits.device)
     scratch = logits.new_empty((*sizes, size), dtype=dtype)
-    for i, j in blocks(*total.shape, sizes):
+    for i, j in blocks(repeats, num_data, sizes):
         block = logits[i, j]
         t = scratch[: block.shape[0], : block.shape[1]]
         torch.mul(block, signs[j], out=t)

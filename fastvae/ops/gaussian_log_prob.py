@@ -18,6 +18,7 @@ from .likelihood_rows import (
     check_inputs,
     is_small,
     repeating_rows,
+    runs_directly,
     widened,
 )
 
@@ -67,9 +68,8 @@ def gaussian_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, event_dims: int
     shared = padded.shape[padded.ndim - event_dims :].numel() == 1
     scales = padded if shared else padded.expand(padded.shape[: padded.ndim - event_dims] + event)
     scales = repeating_rows(scales, batch, event_dims).flatten(1)
-    needs_grad = data.requires_grad or means.requires_grad or scales.requires_grad
-    if use_torch and not (needs_grad and torch.is_grad_enabled()):
-        return _torch_forward(data, means, scales).view(batch)  # an operator call costs as much as a small block
+    if use_torch and runs_directly(data, means, scales):
+        return _torch_forward(data, means, scales).view(batch)
     return _forward(data, means, scales).view(batch)
 
 
@@ -150,9 +150,8 @@ def _inverse(log_scale: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.clamp(log_scale, min=floor, out=out).neg_().exp_()
 
 
-def _expanded(values: Tensor, shape: torch.Size) -> Tensor:
+def _expanded(values: Tensor, repeats: int, num_data: int) -> Tensor:
     """Rows ``values`` (S, T), row r % S of them for row r, as (repeats, X, T); what repeats is not copied."""
-    repeats, num_data = shape
     if 1 < values.shape[0] < num_data:
         values = values.repeat(num_data // values.shape[0], 1)
     elif num_data < values.shape[0]:
@@ -163,16 +162,17 @@ def _expanded(values: Tensor, shape: torch.Size) -> Tensor:
 def _torch_forward(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
     """``x`` (X, D), ``loc`` (R, D), ``log_scale`` (S, D or 1) -> (R,)."""
     (num_data, size), dtype = x.shape, accumulator(loc, log_scale)
-    total = loc.new_zeros((loc.shape[0] // max(num_data, 1), num_data), dtype=dtype)
+    repeats = loc.shape[0] // max(num_data, 1)
+    total = loc.new_zeros((repeats, num_data), dtype=dtype)
     if loc.numel() == 0:
         return total.view(-1)
-    x, loc, log_scale = x.detach().to(dtype), loc.detach().reshape(*total.shape, size), log_scale.detach()
+    x, loc, log_scale = x.detach().to(dtype), loc.detach().reshape(repeats, num_data, size), log_scale.detach()
     is_small = log_scale.numel() < loc.numel()  # then what depends on it alone is computed once, before the blocks
-    scales = _expanded(log_scale, total.shape)
-    inverse = _expanded(_inverse(log_scale.to(dtype)), total.shape) if is_small else None
-    sizes = block_sizes(*total.shape, size, loc.device)
+    scales = _expanded(log_scale, repeats, num_data)
+    inverse = _expanded(_inverse(log_scale.to(dtype)), repeats, num_data) if is_small else None
+    sizes = block_sizes(repeats, num_data, size, loc.device)
     scratch = loc.new_empty((2, *sizes, size), dtype=dtype)
-    for i, j in blocks(*total.shape, sizes):
+    for i, j in blocks(repeats, num_data, sizes):
         block = loc[i, j]
         t, u = scratch[:, : block.shape[0], : block.shape[1]]
         torch.sub(x[j], block, out=t)
@@ -183,7 +183,7 @@ def _torch_forward(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
         torch.sum(t, -1, out=total[i, j])
     if is_small:
         log_scales = log_scale.sum(-1, keepdim=True, dtype=dtype) * (size // log_scale.shape[1])
-        total.mul_(0.5).add_(_expanded(log_scales, total.shape).squeeze(-1))
+        total.mul_(0.5).add_(_expanded(log_scales, repeats, num_data).squeeze(-1))
     return total.neg_().sub_(size * _HALF_LOG_TWO_PI).view(-1)
 
 
@@ -192,18 +192,18 @@ def _torch_backward(x: Tensor, loc: Tensor, log_scale: Tensor, grad: Tensor) -> 
     (num_data, size), dtype = x.shape, accumulator(loc, log_scale)
     if loc.numel() == 0:
         return torch.zeros_like(loc), torch.zeros_like(log_scale)
-    shape = torch.Size((loc.shape[0] // num_data, num_data))
-    x, means, grad = x.to(dtype), loc.reshape(*shape, size), grad.to(dtype).view(*shape, 1)
+    repeats = loc.shape[0] // num_data
+    x, means, grad = x.to(dtype), loc.reshape(repeats, num_data, size), grad.to(dtype).view(repeats, num_data, 1)
     grad_loc, (num_scales, width) = _contiguous_like(means), log_scale.shape
     # by row where a row has its own scale or needs but one number; else the sum over repeats
     by_row = width < size or num_scales > num_data
     collected = loc.new_zeros((loc.shape[0] if by_row else num_data, width), dtype=dtype).view(-1, num_data, width)
     is_small = log_scale.numel() < loc.numel()
-    scales = _expanded(log_scale, shape)
-    inverse = _expanded(_inverse(log_scale.to(dtype)), shape) if is_small else None
-    sizes = block_sizes(*shape, size, loc.device)
+    scales = _expanded(log_scale, repeats, num_data)
+    inverse = _expanded(_inverse(log_scale.to(dtype)), repeats, num_data) if is_small else None
+    sizes = block_sizes(repeats, num_data, size, loc.device)
     scratch = loc.new_empty((2, *sizes, size), dtype=dtype)
-    for i, j in blocks(*shape, sizes):
+    for i, j in blocks(repeats, num_data, sizes):
         block = means[i, j]
         t, u = scratch[:, : block.shape[0], : block.shape[1]]
         torch.sub(x[j], block, out=t)

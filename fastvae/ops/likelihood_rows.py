@@ -8,6 +8,7 @@ from torch import Tensor
 
 __all__ = [
     "BLOCK",
+    "FEW",
     "accumulator",
     "block_sizes",
     "blocks",
@@ -16,6 +17,7 @@ __all__ = [
     "check_inputs",
     "is_small",
     "repeating_rows",
+    "runs_directly",
     "widened",
 ]
 
@@ -93,12 +95,23 @@ def blocks(repeats: int, num_data: int, sizes: tuple[int, int]) -> Iterator[tupl
             yield slice(i, i + sizes[0]), slice(j, j + sizes[1])
 
 
-def is_small(params: Tensor) -> bool:
+def is_small(params: Tensor, factor: float = 1.0, factor_with_grad: float = 1.0) -> bool:
     """Whether the definition is the fastest path of the CPU, because calls cost more than elements.
 
-    A compiler sees the operator at every size.
+    Measured to be so up to ``FEW`` elements times the factor of the operator, without a gradient and with it. A
+    compiler sees the operator at every size.
     """
-    return params.device.type == "cpu" and params.numel() <= FEW and not torch.compiler.is_compiling()
+    most = FEW * (factor_with_grad if torch.is_grad_enabled() and params.requires_grad else factor)
+    return params.device.type == "cpu" and params.numel() <= most and not torch.compiler.is_compiling()
+
+
+def runs_directly(*inputs: Tensor) -> bool:
+    """Whether the CPU path can run without the operator around it, whose call costs as much as a small block.
+
+    The operator is for gradients, and for compilers, which would unroll the blocks.
+    """
+    needs_grad = torch.is_grad_enabled() and any(values.requires_grad for values in inputs)
+    return not needs_grad and not torch.compiler.is_compiling()
 
 
 def accumulator(*params: Tensor) -> torch.dtype:

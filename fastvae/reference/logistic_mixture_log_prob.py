@@ -39,7 +39,7 @@ def logistic_mixture_means(scaled: Tensor, means: Tensor, coefficients: Tensor |
 
 
 def logistic_mixture_log_prob(x: Tensor, params: Tensor, num_levels: int) -> Tensor:
-    r"""Log-probability of ``x`` (..., C, H, W) under K discretised logistics for each pixel, in the dtype of ``params``.
+    r"""Log-probability of ``x`` (..., C, H, W) under K discretised logistics per pixel, in the dtype of ``params``.
 
     With the levels mapped to [-1, 1], :math:`d` half of their distance and :math:`\sigma` the logistic function, a
     component gives a channel :math:`\sigma((x - \mu + d) / s) - \sigma((x - \mu - d) / s)`; the first level also has
