@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastvae import ops
 
-from .likelihood import ImageDistribution, Likelihood, check_finite, is_checked, support_error
+from .likelihood import ImageDistribution, Likelihood, check_finite, check_levels, is_checked
 
 __all__ = ["Categorical", "CategoricalLikelihood"]
 
@@ -42,7 +42,7 @@ class Categorical(ImageDistribution):
         """``x`` (..., C, H, W) with integer values in 0..L-1, any dtype -> (...) nats."""
         self._check_shape(x)
         if not is_checked():
-            _check_levels(x, self.num_levels)
+            check_levels(CategoricalLikelihood.name, x, self.num_levels)
         return ops.categorical_log_prob(x, self.logits)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -71,7 +71,7 @@ class CategoricalLikelihood(Likelihood):
         return Categorical(self.split(params))
 
     def check(self, x: Tensor) -> None:
-        _check_levels(x, self.num_levels)
+        check_levels(self.name, x, self.num_levels)
 
     def marginal_params(self, x: Tensor) -> Tensor:
         counts = torch.stack([(x == level).sum(0) for level in range(self.num_levels)], dim=1)  # (C, L, H, W)
@@ -83,11 +83,3 @@ class CategoricalLikelihood(Likelihood):
 
     def extra_repr(self) -> str:
         return f"num_levels={self.num_levels}"
-
-
-def _check_levels(x: Tensor, num_levels: int) -> None:
-    valid = (x >= 0) & (x < num_levels)
-    if x.is_floating_point():
-        valid &= x == x.floor()
-    fix = "pass integer levels and set num_levels to their number; do not divide by 255"
-    support_error("categorical", x, valid, f"an integer in 0..{num_levels - 1}", fix)

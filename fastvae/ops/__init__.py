@@ -7,7 +7,7 @@ from .gated_masked_conv2d import gated_masked_conv2d
 from .gaussian_log_prob import gaussian_log_prob
 from .locally_masked_conv2d import locally_masked_conv2d
 from .log_weights import empty_log_weights, merge_log_weights, update_log_weights
-from .logistic_mixture_log_prob import logistic_mixture_log_prob
+from .logistic_mixture_log_prob import logistic_mixture_log_prob, logistic_mixture_parts
 from .masked_conv2d import masked_conv2d
 from .masked_residual import masked_residual
 from .orders import generation_order, orientations
@@ -24,6 +24,7 @@ __all__ = [
     "generation_order",
     "locally_masked_conv2d",
     "logistic_mixture_log_prob",
+    "logistic_mixture_parts",
     "masked_conv2d",
     "masked_residual",
     "merge_log_weights",

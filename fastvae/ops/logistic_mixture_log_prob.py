@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastvae import reference
+from fastvae.reference import logistic_mixture_parts
 
 from ._dispatch import choose, must_use_definition
 from .likelihood_rows import (
@@ -20,19 +21,20 @@ from .likelihood_rows import (
 )
 from .logistic_mixture_blocks import backward_in_blocks, forward_in_blocks
 
-__all__ = ["logistic_mixture_log_prob"]
+__all__ = ["logistic_mixture_log_prob", "logistic_mixture_parts"]
 
 
 def logistic_mixture_log_prob(x: Tensor, params: Tensor, num_levels: int = 256) -> Tensor:
     r"""Log-probability of integer levels under a mixture of K discretised logistics per pixel, summed over the image.
 
-    Salimans et al. (2017), PixelCNN++, sections 2.1 and 2.2. With the levels scaled to [-1, 1] and d half their distance,
-    a component gives level x the mass :math:`\sigma((x - \mu + d) / s) - \sigma((x - \mu - d) / s)` of a logistic,
-    the first level all mass below it too and the last one all above. With three channels a component's mean of green
-    is :math:`\mu_g + \alpha r`, that of blue :math:`\mu_b + \beta r + \gamma g`, and all channels share the component.
-    As in the authors' code the coefficients are the tanh of the parameters. Unlike it, nothing is clamped: logarithms
-    are taken of no difference, so that tiny bins and extreme parameters keep their digits and the probabilities of all
-    images sum to one; log-scales are taken as they are (the authors' lower bound of -7 is the network's to apply).
+    Salimans et al. (2017), PixelCNN++, sections 2.1 and 2.2. With the levels scaled to [-1, 1] and d half of their
+    distance, a component gives level x the mass :math:`\sigma((x - \mu + d) / s) - \sigma((x - \mu - d) / s)` of a
+    logistic, the first level all mass below it too and the last one all above. With three channels a component's mean
+    of green is :math:`\mu_g + \alpha r`, that of blue :math:`\mu_b + \beta r + \gamma g`, and all channels share the
+    component. As in the authors' code the coefficients are the tanh of the parameters. Unlike it, nothing is clamped:
+    logarithms are taken of no difference, so that tiny bins and extreme parameters keep their digits and the
+    probabilities of all images sum to one; log-scales are taken as they are (the authors' lower bound of -7 is the
+    network's to apply).
 
     Args:
         x: (..., C, H, W), levels 0..L-1 in any real dtype, C = 1 or 3; its leading part broadcasts with that of

@@ -13,11 +13,20 @@ _LARGEST_LOG_SCALE = 60.0
 
 
 def logistic_mixture_parts(params: Tensor, num_channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """What the parameters (..., P, H, W) of K components hold, in the order of Salimans et al.'s code.
+    """What the parameters of a mixture of K discretised logistics hold, in the order of Salimans et al.'s code.
+
+    Args:
+        params: (..., P, H, W), P = 3 K for one channel and 10 K for three.
+        num_channels: C, 1 or 3.
 
     Returns:
         logits (..., K, H, W) of the components; means and log-scales (..., C, K, H, W); for C = 3 the coefficients
-        (..., 3, K, H, W), before tanh: of the second channel on the first, and of the third on the first and second.
+        (..., 3, K, H, W), before tanh: of the second channel on the first, of the third on the first and on the second.
+
+    Example:
+        >>> logits, means, log_scales, coefficients = logistic_mixture_parts(torch.zeros(5, 20, 8, 8), 3)
+        >>> means.shape
+        torch.Size([5, 3, 2, 8, 8])
     """
     groups = 3 if num_channels == 1 else 10
     logits, rest = params.unflatten(-3, (groups, params.shape[-3] // groups)).split([1, groups - 1], -4)
