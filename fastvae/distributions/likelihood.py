@@ -103,7 +103,8 @@ def support_error(name: str, x: Tensor, valid: Tensor, expected: str, fix: str) 
 
 def check_levels(name: str, x: Tensor, num_levels: int) -> None:
     """Raise ``ValueError`` if ``x`` holds other values than the integers 0..L-1."""
-    valid = (x >= 0) & (x < num_levels)
+    values = x if x.is_floating_point() else x.long()  # 256 is 0 to a comparison of bytes
+    valid = (values >= 0) & (values < num_levels)
     if x.is_floating_point():
         valid &= x == x.floor()
     fix = "pass integer levels and set num_levels to their number; do not divide by 255"

@@ -128,6 +128,7 @@ def _unsupported(logits: Tensor) -> str | None:
 
 def _levels(x: Tensor, num_levels: int) -> tuple[Tensor, Tensor | None]:
     """Indices of the levels, and which values are none (index 0 stands for them); None if it is known that all are."""
+    x = x if x.is_floating_point() else x.long()  # 256 is 0 to a comparison of bytes
     is_level = (x >= 0) & (x < num_levels)
     if x.is_floating_point():
         is_level &= x == x.floor()

@@ -15,6 +15,7 @@ def categorical_log_prob(x: Tensor, logits: Tensor, event_dims: int, levels_dim:
     num_levels = logits.shape[levels_dim]
     log_probs = logits.log_softmax(levels_dim).movedim(levels_dim, -1)
     shape = torch.broadcast_shapes(x.shape, log_probs.shape[:-1])
+    x = x if x.is_floating_point() else x.long()  # 256 is 0 to a comparison of bytes
     is_level = (x >= 0) & (x < num_levels) & (x == x.long())
     level = torch.where(is_level, x, 0).long().expand(shape)
     chosen = log_probs.expand(*shape, num_levels).gather(-1, level[..., None])[..., 0]

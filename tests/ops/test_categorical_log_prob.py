@@ -96,6 +96,15 @@ def test_channels_last_keeps_its_layout_in_the_gradient(channels: int) -> None:
     assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("few", [0, 2**17])
+def test_bytes_have_256_levels(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood_rows, "FEW", few)
+    x, logits = torch.arange(256).view(2, 128), torch.randn(2, 128, 256)
+    torch.testing.assert_close(categorical_log_prob(x.byte(), logits, 1, -1), categorical_log_prob(x, logits, 1, -1))
+    exact = logits.log_softmax(-1).flatten(0, 1).diagonal().view(2, 128).sum(1)
+    torch.testing.assert_close(categorical_log_prob(x.byte(), logits, 1, -1), exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32, torch.float64])
 def test_data_of_any_dtype(dtype: torch.dtype) -> None:
     x, logits = torch.randint(0, 17, (4, 6)), torch.randn(2, 4, 6, 17)
