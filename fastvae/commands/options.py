@@ -91,8 +91,8 @@ TRAINING: Mapping[str, Option] = {
     "likelihood": Option(
         "auto",
         "of a pixel given z (and the pixels before it); auto: bernoulli for binary data, else categorical; gaussian "
-        "dequantises the levels to (0, 1)",
-        choices=("auto", "bernoulli", "categorical", "gaussian"),
+        "dequantises the levels to (0, 1); logistic_mixture: ten discretised logistics, images of 1 or 3 channels",
+        choices=("auto", "bernoulli", "categorical", "gaussian", "logistic_mixture"),
     ),
     "latent_size": Option(32, "size of z", models=_LATENT, type=int, metavar="D"),
     "hidden": Option([200, 200], "hidden layers of the encoder", models=_LATENT, type=int, nargs="+", metavar="H"),

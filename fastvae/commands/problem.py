@@ -39,14 +39,14 @@ class Problem:
         if likelihood == "bernoulli" and data.num_levels != 2:
             raise ValueError(
                 f"--likelihood bernoulli needs binary data, {data.name} has {data.num_levels} levels: add --binarize "
-                "sample (or threshold), or choose categorical or gaussian"
+                "sample (or threshold), or choose categorical, gaussian or logistic_mixture"
             )
         return cls(data, likelihood)
 
     def family(self, model: str) -> dict[str, Any]:
         """The likelihood as the constructors of models take it."""
-        if self.likelihood == "categorical":
-            return {"name": "categorical", "num_levels": self.data.num_levels}
+        if self.likelihood in ("categorical", "logistic_mixture"):
+            return {"name": self.likelihood, "num_levels": self.data.num_levels}
         if self.likelihood == "gaussian":  # given the pixels before, some pixels are far more certain than others
             return {"name": "gaussian", "scale": "pixel" if model.startswith("pixel") else "shared"}
         return {"name": self.likelihood}

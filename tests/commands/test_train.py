@@ -50,6 +50,7 @@ def train(out: Path, *argv: object) -> int:
         ("grey", "gaussian", "none"),
         ("five", "auto", "sample"),
         ("grey", "bernoulli", "threshold"),
+        ("five", "logistic_mixture", "none"),
     ],
 )
 def test_every_model_trains_with_every_likelihood(
@@ -63,10 +64,8 @@ def test_every_model_trains_with_every_likelihood(
     )
     info = checkpoint.read_config(tmp_path / "run")["info"]
     problem = Problem.from_options(info["options"])
-    expected = {"gaussian": "gaussian", "bernoulli": "bernoulli", "auto": "bernoulli"}
-    if (data, binarize) == ("five", "none"):
-        expected["auto"] = "categorical"
-    assert problem.likelihood == net.family.name == expected[likelihood]
+    automatic = "categorical" if (data, binarize) == ("five", "none") else "bernoulli"
+    assert problem.likelihood == net.family.name == (automatic if likelihood == "auto" else likelihood)
     assert info["protocol"] == problem.data.protocol
     values = bound(info["options"], net, problem.frozen("test"))
     assert values.shape == (6,)
