@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from fastvae.distributions import checked_data
 from fastvae.ops._dispatch import choose
 
+from .arguments import MOST_IDS, callables, checked_ids, checked_log_prob, modules_of, noise_dtype
 from .draw import draw, is_addressed
 from .fused_layers import fused_layers
 from .log_weights import LogWeights
@@ -18,8 +19,6 @@ from .plan import Plan, bytes_per_row, default_max_bytes, make_plan
 from .result import LogLikelihood
 
 __all__ = ["log_likelihood"]
-
-_IDS = 2**32  # datapoint and sample numbers are 32-bit words of the counter
 
 
 def log_likelihood(
@@ -102,18 +101,18 @@ def log_likelihood(
     for module in modules:
         if not isinstance(module, nn.Module):
             raise TypeError(f"modules must be torch.nn.Module objects, got {type(module).__name__}")
-    modules = _modules(model, proposal, log_joint, *modules)
+    modules = modules_of(model, proposal, log_joint, *modules)
     _check_device(x, modules)
-    ids = _checked_ids(ids, x)
+    ids = checked_ids(ids, x)
     weights = LogWeights(x.shape[0], device=x.device)
     with ExitStack() as contexts:
         contexts.enter_context(torch.no_grad())
         contexts.enter_context(_evaluation_mode(modules))
         if choose(x) == "torch":
             contexts.enter_context(fused_layers(modules))
-        proposal, log_joint = _callables(model, proposal, log_joint)
+        proposal, log_joint = callables(model, proposal, log_joint)
         if x.shape[0]:
-            run = _Run(x, ids, proposal, log_joint, seed, _noise_dtype(x, modules))
+            run = _Run(x, ids, proposal, log_joint, seed, noise_dtype(x, modules))
             _keep_freed_memory()
             budget = default_max_bytes(x.device) if max_bytes is None else max_bytes
             total = x.shape[0] * num_samples
@@ -162,7 +161,7 @@ class _Run:
         def rows(count: int) -> None:
             x = self.x[index[:count]]
             self.proposal(x)
-            _checked(self.log_joint(x, z[:, :count]), (1, count))
+            checked_log_prob(self.log_joint(x, z[:, :count]), (1, count))
 
         row_bytes = bytes_per_row(rows)
         return make_plan(self.x.shape[0], len(samples), row_bytes, z[0, 0].numel(), max_bytes, is_addressed(q))
@@ -177,19 +176,9 @@ class _Run:
                 chunk = z[j : j + plan.chunk_samples, some]
                 # the likelihood looks at the values of x once, not for every chunk
                 with checked_data() if seen or j else nullcontext():
-                    parts.append(_checked(self.log_joint(x[some], chunk), tuple(chunk.shape[:2])))
+                    parts.append(checked_log_prob(self.log_joint(x[some], chunk), chunk.shape[:2]))
             columns.append(torch.cat(parts))
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
-
-
-def _checked(log_joint: Any, want: tuple[int, ...]) -> Tensor:
-    got = tuple(log_joint.shape) if isinstance(log_joint, Tensor) else type(log_joint).__name__
-    if got != want:
-        raise ValueError(
-            f"log p(x, z) must be a tensor of shape {want} (samples, datapoints), one number for each z, got {got}; "
-            "sum over the dimensions of x, and keep samples first"
-        )
-    return log_joint
 
 
 def _raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:
@@ -204,31 +193,9 @@ def _raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:
     )
 
 
-def _callables(
-    model: Any, proposal: Callable[[Tensor], Any] | None, log_joint: Callable[[Tensor, Tensor], Tensor] | None
-) -> tuple[Callable[[Tensor], Any], Callable[[Tensor, Tensor], Tensor]]:
-    if model is None:
-        if proposal is None or log_joint is None:
-            raise TypeError("pass a model, or both proposal= and log_joint=")
-        for name, part in (("proposal", proposal), ("log_joint", log_joint)):
-            if not callable(part):
-                raise TypeError(f"{name} must be callable, got {type(part).__name__}")
-        return proposal, log_joint
-    if proposal is not None or log_joint is not None:
-        raise TypeError("pass either a model or proposal= and log_joint=, not both")
-    missing = [name for name in ("proposal", "prior", "likelihood") if not callable(getattr(model, name, None))]
-    if missing:
-        raise TypeError(
-            f"model must have the methods proposal(x), prior() and likelihood(z); {type(model).__name__} lacks "
-            f"{', '.join(missing)}. Other models fit through proposal= and log_joint="
-        )
-    prior = model.prior()
-    return model.proposal, lambda x, z: model.likelihood(z).log_prob(x) + prior.log_prob(z)
-
-
 def _check_numbers(num_samples: int, seed: int, first_sample: int, max_bytes: int | None, on_bad: str) -> None:
-    limits = {"num_samples": (num_samples, 1, _IDS), "seed": (seed, 0, 2**64 - 1)}
-    limits["first_sample"] = (first_sample, 0, _IDS - 1)
+    limits = {"num_samples": (num_samples, 1, MOST_IDS), "seed": (seed, 0, 2**64 - 1)}
+    limits["first_sample"] = (first_sample, 0, MOST_IDS - 1)
     if max_bytes is not None:
         limits["max_bytes"] = (max_bytes, 1, 2**62)
     for name, (value, least, most) in limits.items():
@@ -236,16 +203,10 @@ def _check_numbers(num_samples: int, seed: int, first_sample: int, max_bytes: in
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if not least <= value <= most:
             raise ValueError(f"{name} must be between {least} and {most}, got {value}")
-    if first_sample + num_samples > _IDS:
-        raise ValueError(f"first_sample + num_samples must be at most {_IDS}, got {first_sample + num_samples}")
+    if first_sample + num_samples > MOST_IDS:
+        raise ValueError(f"first_sample + num_samples must be at most {MOST_IDS}, got {first_sample + num_samples}")
     if on_bad not in ("raise", "count"):
         raise ValueError(f"on_bad must be 'raise' or 'count', got {on_bad!r}")
-
-
-def _modules(*parts: Any) -> list[nn.Module]:
-    """Those of the arguments that are modules or methods of one."""
-    owners = [getattr(part, "__self__", part) for part in parts]
-    return [owner for owner in owners if isinstance(owner, nn.Module)]
 
 
 def _check_device(x: Tensor, modules: list[nn.Module]) -> None:
@@ -259,18 +220,6 @@ def _check_device(x: Tensor, modules: list[nn.Module]) -> None:
             break
 
 
-def _checked_ids(ids: Tensor | None, x: Tensor) -> Tensor:
-    if ids is None:
-        return torch.arange(x.shape[0], device=x.device)
-    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        raise TypeError(f"ids must be an int64 tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
-    if ids.shape != x.shape[:1]:
-        raise ValueError(f"ids must have shape ({x.shape[0]},), one number for each datapoint, got {tuple(ids.shape)}")
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= _IDS):
-        raise ValueError(f"ids must be in [0, 2^32), got {int(ids.min())} to {int(ids.max())}")
-    return ids.to(x.device)
-
-
 def _keep_freed_memory() -> None:
     """Let glibc reuse the memory of one chunk for the next.
 
@@ -278,15 +227,6 @@ def _keep_freed_memory() -> None:
     mapped and cleared again: 9 % of an evaluation. Freeing one larger block, never touched, raises the threshold.
     """
     torch.empty(2**24, dtype=torch.uint8)
-
-
-def _noise_dtype(x: Tensor, modules: list[nn.Module]) -> torch.dtype:
-    """Of the model where there is one to look at, else of the data."""
-    for module in modules:
-        for parameter in module.parameters():
-            if parameter.is_floating_point():
-                return parameter.dtype
-    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
 
 def _hidden(progress: bool | None) -> bool | None:
