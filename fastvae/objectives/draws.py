@@ -49,10 +49,15 @@ class Draws:
             )
         return z, log_q
 
+    def with_seed(self) -> "Draws":
+        """The same with a seed, if need be one from torch's generator: noise that can be drawn again, in parts."""
+        seed = int(torch.randint(2**63 - 1, ())) if self.seed is None else self.seed
+        return Draws(self.q, self.ids, seed, self.dtype)
+
     def some(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """The samples ``first .. first + count``, the same ones whenever they are asked for."""
-        if self.seed is None:  # of its own, by torch's generator: from here on the noise can be drawn again
-            self.seed = int(torch.randint(2**63 - 1, ()))
+        if self.seed is None:
+            raise ValueError("samples by number need a seed")
         return draw(self.q, self.seed, self.ids, first, count, self.dtype)
 
 

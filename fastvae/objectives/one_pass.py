@@ -42,4 +42,4 @@ def _path_alone(log_q: Tensor, q: object, z: Tensor) -> Tensor:
     if not z.requires_grad:
         return log_q.detach()
     zero = (z - z.detach()) * score(q, z)
-    return log_q.detach() + zero.reshape(*log_q.shape, -1).sum(-1)
+    return log_q.detach() + (zero.flatten(2).sum(-1) if z.ndim > 2 else zero)

@@ -45,7 +45,7 @@ class TwoPass:
         estimator: Estimator,
         chunks: Chunks,
     ) -> None:
-        self.x, self.draws, self.log_prob = x, draws, log_prob
+        self.x, self.draws, self.log_prob = x, draws.with_seed(), log_prob
         self.estimator, self.chunks = estimator, chunks
         self.autocast = _same_autocast(x.device.type)
         self.random_state = _random_state(x.device)
@@ -129,8 +129,8 @@ class TwoPass:
             worst = float((first - second).abs().max())
             raise RuntimeError(
                 f"log p(x, z) is not the same in both passes of max_bytes: the bounds differ by up to {worst:.3g} "
-                "nats. Between forward and backward keep the mode, the buffers and the parameters of the model as they are; "
-                "draw random numbers from torch's default generators, which are replayed; or pass max_bytes=None"
+                "nats. Between forward and backward keep mode, buffers and parameters of the model as they are; draw "
+                "random numbers from torch's default generators, which are replayed; or pass max_bytes=None"
             )
 
 
