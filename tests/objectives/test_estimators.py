@@ -213,7 +213,7 @@ def test_bad_arguments_of_the_elbo_say_what_is_wrong() -> None:
     with pytest.raises(TypeError, match="x must be a tensor, got NoneType"):
         elbo(model)
     model.proposal = lambda x: torch.distributions.Independent(torch.distributions.Bernoulli(torch.rand(3, 2)), 1)
-    with pytest.raises(TypeError, match="must have rsample and log_prob.*Independent has none to differentiate"):
+    with pytest.raises(TypeError, match=r"must have rsample and log_prob.*Independent has none to differentiate"):
         elbo(model, x)
     with pytest.raises(ValueError, match=r"log p\(x \| z\) must be .* shape \(1, 3\).*got \(1, 3, 5\)"):
         elbo(NotSummed(), x)
