@@ -4,6 +4,7 @@ from .active_units import active_units
 from .khat import pareto_khat
 from .log_likelihood import log_likelihood
 from .log_weights import LogWeights, MeanLogProb
+from .refine import refine
 from .result import LogLikelihood
 
-__all__ = ["LogLikelihood", "LogWeights", "MeanLogProb", "active_units", "log_likelihood", "pareto_khat"]
+__all__ = ["LogLikelihood", "LogWeights", "MeanLogProb", "active_units", "log_likelihood", "pareto_khat", "refine"]
