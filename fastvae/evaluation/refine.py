@@ -39,7 +39,8 @@ def refine(
     of its q, with doubly reparameterised gradients (Tucker et al. 2019) and a step size that falls linearly to zero.
     An encoder that was fitted to other data (or not well) leaves weights of huge variance; a refined proposal is worth
     more than any number of its samples. Importance weights of fresh samples from it estimate the same log p(x), still
-    from below in expectation.
+    from below in expectation; of several modes of a posterior it may keep one, and then the estimate is lower than it
+    could be.
 
     Every step draws noise addressed by (seed, id, step, sample), apart from that of :func:`fastvae.log_likelihood`:
     the result does not depend on the batch a datapoint is in. Parameters of the model get no gradient and do not

@@ -32,7 +32,8 @@ class Estimator:
         """``log_w`` (K, N) -> (N,) nats; its derivative is ``weights``."""
         if self.alpha == 1.0:
             return log_w.mean(0)
-        return (self.scaled(log_w).logsumexp(0) - math.log(log_w.shape[0])) / (1.0 - self.alpha)
+        bound = self.scaled(log_w).logsumexp(0) - math.log(log_w.shape[0])
+        return bound if self.alpha == 0.0 else bound / (1.0 - self.alpha)
 
     def weights(self, log_w: Tensor) -> Tensor:
         """``log_w`` (K, N) -> d bound / d log w (K, N), which sums to one over the samples."""

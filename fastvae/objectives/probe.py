@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastvae.evaluation.plan import Sizes
 
 __all__ = ["Probe", "leaves_of", "probe"]
 
@@ -69,12 +70,8 @@ def leaves_of(outputs: Iterable[Tensor]) -> list[Tensor]:
     return list(leaves.values())
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(Sizes):
     """Notes the bytes of every tensor that an operator returns, and refuses statistics over the batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: set[int] = set()
 
     def __torch_dispatch__(
         self,
@@ -88,11 +85,7 @@ class _Operators(TorchDispatchMode):
                 "max_bytes needs rows that do not depend on each other, but log p(x, z) uses batch normalisation in "
                 "training mode; call .eval() on those layers, use LayerNorm or GroupNorm, or pass max_bytes=None"
             )
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, Tensor):
-                self.sizes.add(tensor.numel() * tensor.element_size())
-        return out
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _normalises_over_rows(func: Callable[..., Any], args: Sequence[Any]) -> bool:

@@ -53,6 +53,7 @@ class TwoPass:
 
     def bound(self, leaves: Sequence[Tensor]) -> Tensor:
         """(N,) nats; backward adds to the gradients of ``leaves``."""
+        self.leaves = leaves
         return _Bound.apply(self, *leaves)
 
     def value(self) -> Tensor:
@@ -69,9 +70,9 @@ class TwoPass:
                     dtype = log_w.dtype
         return self.estimator.bound_of(self.state).to(dtype)
 
-    def gradients(self, grad: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
-        """The second pass: what backward from the bound with cotangent ``grad`` (N,) adds to each of ``leaves``."""
-        sums = _Sums(leaves)
+    def gradients(self, grad: Tensor) -> list[Tensor | None]:
+        """The second pass: what backward from the bound with cotangent ``grad`` (N,) adds to each of the leaves."""
+        sums = _Sums(self.leaves)
         again = ops.empty_log_weights(self.x.shape[0], self.x.device)
         with torch.enable_grad(), self.autocast(), _replayed(self.random_state, self.x.device):
             for first, count in self.chunks.draws():
@@ -140,14 +141,15 @@ class _Bound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: TwoPass, *leaves: Tensor) -> Tensor:
         ctx.run = run
-        ctx.save_for_backward(*leaves)  # autograd tells if one was modified before backward
+        ctx.save_for_backward(*leaves)
         return run.value()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # autograd raises if one was modified since
         run: TwoPass = ctx.run
-        return None, *run.context.run(run.gradients, grad, ctx.saved_tensors)
+        return None, *run.context.run(run.gradients, grad)
 
 
 class _Sums:
