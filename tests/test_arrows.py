@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "nn": {"ops"},
     "distributions": {"ops", "nn"},
     "models": {"ops", "nn", "distributions"},
-    "objectives": {"ops", "distributions"},
+    "objectives": {"ops", "distributions", "evaluation"},
     "evaluation": {"ops", "distributions", "checkpoint", "figures", "__version__"},
     "sampling": {"ops"},
     "acceleration": {"nn", "ops"},

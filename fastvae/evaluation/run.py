@@ -10,8 +10,10 @@ from tqdm.auto import tqdm
 
 from fastvae.distributions import checked_data
 
+from .arguments import checked_log_prob
 from .draw import draw, is_addressed
 from .plan import Plan, bytes_per_row, make_plan
+from .refine import Refined, parameters_of
 from .resume import Checkpoint
 
 __all__ = ["Run", "raise_if_bad"]
@@ -28,18 +30,30 @@ class Run:
         log_joint: Callable[[Tensor, Tensor], Tensor],
         seed: int,
         noise_dtype: torch.dtype,
+        refine: int = 0,
     ) -> None:
-        self.x, self.ids, self.seed, self.noise_dtype = x, ids, seed, noise_dtype
+        self.x, self.ids, self.seed, self.noise_dtype, self.refine = x, ids, seed, noise_dtype, refine
         self.proposal, self.log_joint = proposal, log_joint
 
     def all(self, samples: range, plan: Plan, checkpoint: Checkpoint, on_bad: str, bar: tqdm) -> None:
         """Whatever ``checkpoint`` has not done yet, into the weights of its result."""
+        refined = Refined(
+            self.proposal,
+            plan.points,
+            plan.chunk_points * plan.chunk_samples,
+            log_joint=self.log_joint,
+            x=self.x,
+            ids=self.ids,
+            seed=self.seed,
+            steps=self.refine,
+            advance=bar.update,
+        )
         done, next_sample = checkpoint.position
         for start in range(done, self.x.shape[0], plan.points):
             stop = min(start + plan.points, self.x.shape[0])
             points = slice(start, stop)
             x, ids = self.x[points], self.ids[points]
-            q = self.proposal(x)
+            q = refined(points) if self.refine else self.proposal(x)
             for first in range(next_sample, samples.stop, plan.samples):
                 count = min(plan.samples, samples.stop - first)
                 z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
@@ -55,12 +69,14 @@ class Run:
         """From one row and two rows of the real computation: the bytes of a row, the size of z, the kind of q."""
         index = self.ids.new_zeros(2)
         q = self.proposal(self.x[index])
+        if self.refine:
+            parameters_of(q)  # refuses other proposals before any work
         z, _ = draw(q, self.seed, self.ids[index], samples.start, 1, self.noise_dtype)
 
         def rows(count: int) -> None:
             x = self.x[index[:count]]
             self.proposal(x)
-            _checked(self.log_joint(x, z[:, :count]), (1, count))
+            checked_log_prob(self.log_joint(x, z[:, :count]), (1, count))
 
         row_bytes = bytes_per_row(rows)
         return make_plan(self.x.shape[0], len(samples), row_bytes, z[0, 0].numel(), max_bytes, is_addressed(q))
@@ -75,19 +91,9 @@ class Run:
                 chunk = z[j : j + plan.chunk_samples, some]
                 # the likelihood looks at the values of x once, not for every chunk
                 with checked_data() if seen or j else nullcontext():
-                    parts.append(_checked(self.log_joint(x[some], chunk), tuple(chunk.shape[:2])))
+                    parts.append(checked_log_prob(self.log_joint(x[some], chunk), chunk.shape[:2]))
             columns.append(torch.cat(parts))
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
-
-
-def _checked(log_joint: Any, want: tuple[int, ...]) -> Tensor:
-    got = tuple(log_joint.shape) if isinstance(log_joint, Tensor) else type(log_joint).__name__
-    if got != want:
-        raise ValueError(
-            f"log p(x, z) must be a tensor of shape {want} (samples, datapoints), one number for each z, got {got}; "
-            "sum over the dimensions of x, and keep samples first"
-        )
-    return log_joint
 
 
 def raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:

@@ -49,11 +49,12 @@ def in_library(runs: Path, model: str, part: Any = "test") -> tuple[Any, torch.T
     return checkpoint.load_model(runs / model, CLASSES), problem.frozen(part), problem
 
 
-@pytest.mark.parametrize("model", ["vae", "iwae", "pixelvae"])
-def test_figures_are_those_of_log_likelihood(model: str, runs: Path, tmp_path: Path, capsys: Any) -> None:
-    report = evaluated(runs, model, tmp_path / "report.json", "--seed", "5", "--limit", "12")
+@pytest.mark.parametrize(("model", "refine"), [("vae", 0), ("vae", 4), ("iwae", 0), ("pixelvae", 0)])
+def test_figures_are_those_of_log_likelihood(model: str, refine: int, runs: Path, tmp_path: Path, capsys: Any) -> None:
+    options = ["--seed", "5", "--limit", "12", "--refine", str(refine)]
+    report = evaluated(runs, model, tmp_path / "report.json", *options)
     net, images, problem = in_library(runs, model)
-    want = fastvae.log_likelihood(images[:12], net, num_samples=300, seed=5)
+    want = fastvae.log_likelihood(images[:12], net, num_samples=300, refine=refine, seed=5)
     mean = want.mean()
     assert report["log p(x)"] == pytest.approx(mean.value, rel=1e-9)
     assert report["ELBO"] == pytest.approx(float(want.elbo.mean()), rel=1e-9)
@@ -146,6 +147,7 @@ def test_data_that_moved_can_be_named(runs: Path, tmp_path: Path) -> None:
         ("{runs}/nowhere", "nowhere is not a checkpoint"),
         ("{runs}/library", "was not made by 'fastvae train'"),
         ("{runs}/other", "holds a model of class Other, expected one of VAE, PixelCNN, PixelVAE"),
+        ("{runs}/vae --refine -1", "--refine must be between 0 and 2^29 - 1, got -1"),
         ("{runs}/vae --limit 0", "--limit must be at least 1, got 0"),
         ("{runs}/vae --num-samples 0", "--num-samples must be between 1 and 2^32 - 1, got 0"),
         ("{runs}/vae --out {runs}/no/such/x.json", "there is no folder"),
