@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from fastvae.ops._memory import keep_freed_memory
+
 __all__ = ["geometric_mean", "interleaved", "synchronized"]
 
 
@@ -38,7 +40,7 @@ def interleaved(
     """
     if rounds < 3:
         raise ValueError(f"rounds must be at least 3, got {rounds}")
-    _keep_freed_memory()
+    keep_freed_memory()  # as in a process that has run for a while
     calls = [_calls_for(function, min_seconds) for function in (candidate, baseline)]
     seconds: list[list[float]] = [[], []]
     for _ in range(rounds):
@@ -69,16 +71,6 @@ def synchronized(function: Callable[[], Any]) -> Callable[[], Any]:
 def geometric_mean(values: list[float]) -> float:
     """The mean that ratios need."""
     return statistics.geometric_mean(values)
-
-
-def _keep_freed_memory() -> None:
-    """Measure as in a process that has run for a while.
-
-    glibc gives freed blocks above a threshold back to the system, and every later tensor starts with page faults that
-    can take longer than its computation. The first large block that is freed raises the threshold for good, as happens
-    sooner or later in any process that trains; this one is never touched.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def _calls_for(function: Callable[[], Any], min_seconds: float) -> int:

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "sampling": {"ops"},
     "acceleration": {"nn", "ops"},
     "data": set(),
-    "timing": set(),
+    "timing": {"ops"},
     "checkpoint": {"__version__"},
     "training": {"objectives", "checkpoint"},
     "figures": set(),

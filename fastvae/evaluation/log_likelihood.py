@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fastvae.ops._dispatch import choose
+from fastvae.ops._memory import keep_freed_memory
 
 from .arguments import (
     callables,
@@ -146,7 +147,7 @@ def log_likelihood(
             raise_if_bad(result.weights.num_bad, ids, num_samples)
         if not keeper.finished:
             run = Run(x, ids, proposal, log_joint, seed, noise_dtype(x, modules), refine)
-            _keep_freed_memory()
+            keep_freed_memory()
             contexts.enter_context(keeper.kept())
             budget = default_max_bytes(x.device) if max_bytes is None else max_bytes
             keeper.plan = keeper.plan or run.plan(samples, budget)
@@ -158,15 +159,6 @@ def log_likelihood(
 def _more(x: Tensor, model: Any, first_sample: int, num_samples: int, **options: Any) -> LogLikelihood:
     """Further samples of the same evaluation, for ``LogLikelihood.extend``."""
     return log_likelihood(x, model, first_sample=first_sample, num_samples=num_samples, **options)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of one chunk for the next.
-
-    Blocks above its threshold go back to the system when they are freed, and every page of the next chunk would be
-    mapped and cleared again: 9 % of an evaluation. Freeing one larger block, never touched, raises the threshold.
-    """
-    torch.empty(2**24, dtype=torch.uint8)
 
 
 def _bar(total: int, checkpoint: Checkpoint, progress: bool | None) -> tqdm:

@@ -8,7 +8,8 @@ from torch import Tensor
 from fastvae import reference
 from fastvae.reference.masked_conv2d import Mask, NamedMask
 
-from ._dispatch import HAS_TRITON, choose, constant_when_compiled, must_use_definition
+from ._dispatch import HAS_TRITON, autocast_dtype, choose, constant_when_compiled, must_use_definition
+from ._memory import keep_freed_memory
 from .masked_conv2d_checks import check_arguments, check_mask
 from .masked_conv2d_operators import KERNEL_DTYPES, convolve_window, layout_of, masked_conv2d_forward
 from .masked_conv2d_taps import Taps, live_window, named_taps, remembered_mask, taps_of
@@ -27,8 +28,8 @@ __all__ = [
 # cropping copies the input and the weight: it pays above these numbers of saved products, and below them the definition
 # is the fastest. Two cores, k=3, 28x28, batch 16, times faster than the masked weight, forward / with backward:
 # C=16 0.97 / 1.08 (channels_last 1.04 / 1.10), C=24 1.18 / 1.20 (1.22 / 1.26), C=32 1.16 / 1.24 (1.23 / 1.25), C=48
-# 1.27 / 1.26 (1.30 / 1.33). Where the allocator hands freed memory back to the system and every copy is made in fresh
-# pages, the small ones lose in the first layout: C=24 0.60 / 0.83, C=32 0.95 / 0.97.
+# 1.27 / 1.26 (1.30 / 1.33). Without keep_freed_memory every copy is made in fresh pages, and small ones lose: C=24
+# 0.60 / 0.83, C=32 0.86 / 0.89.
 _SAVED_PER_INPUT = {torch.contiguous_format: 90, torch.channels_last: 60}
 _SAVED_IN_TOTAL = 6_000_000
 
@@ -106,8 +107,7 @@ def masked_conv2d_by_taps(
     """:func:`masked_conv2d` of arguments known to be good, for a mask whose taps are known."""
     if x.ndim == 3:
         return masked_conv2d_by_taps(x[None], weight, bias, taps, mask, dilation, num_colours)[0]
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     backend = choose(x, weight, unsupported=why_not_kernels(x), preferred=kernels_are_faster(x, weight, "plain"))
     if backend == "triton" and not must_use_definition(x, weight):
@@ -119,6 +119,8 @@ def masked_conv2d_by_taps(
         if num_colours == 1 and isinstance(mask, str):
             mask = remembered_mask(weight, mask)
         return reference.masked_conv2d(x, weight, bias, mask, dilation, num_colours)
+    if not (x.is_cuda or torch.compiler.is_compiling()):
+        keep_freed_memory()  # of the cropped copies
     return convolve_window(x, live_window(weight, taps, mask, num_colours), bias, taps.above, taps.before, dilation)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastvae import ops, reference
+from fastvae.nn import LocallyMaskedConv2d, MaskedConv2d
 from fastvae.ops.masked_conv2d import pays_to_crop
 from fastvae.ops.masked_conv2d_operators import convolve_window
 from fastvae.ops.masked_conv2d_taps import live_window, named_taps, taps_of
@@ -149,6 +150,16 @@ def test_a_remembered_mask_serves_every_mode_and_no_other_dtype() -> None:
     images, kernel = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 5, 5)  # the first of this size that is real
     want = reference.masked_conv2d(images, kernel, None, "B")
     torch.testing.assert_close(ops.masked_conv2d(images, kernel, mask="B"), want)
+
+
+def test_shapes_of_meta_tensors_are_those_of_real_ones() -> None:
+    given = torch.ones(3, 3, dtype=torch.bool).tril()
+    with torch.device("meta"):
+        x, weight, masked = torch.empty(1, 4, 8, 8), torch.empty(6, 4, 3, 3), MaskedConv2d(4, 6, 3, mask=given)
+        local = LocallyMaskedConv2d(4, 6, 3, mask="A", order="s_curve", size=(8, 8))
+    assert masked(x).shape == local(x).shape == ops.masked_conv2d(x, weight, mask="A").shape == (1, 6, 8, 8)
+    assert ops.gated_masked_conv2d(x, weight, mask="A").shape == (1, 3, 8, 8)
+    assert ops.masked_residual(x, weight, None, torch.empty(1, 6, 8, 8, device="meta"), mask="A").shape == (1, 6, 8, 8)
 
 
 @pytest.mark.parametrize(
