@@ -17,6 +17,7 @@ from .likelihood_rows import (
     broadcast_batch,
     check_event_dims,
     check_inputs,
+    is_small,
     repeating_rows,
     runs_directly,
     widened,
@@ -52,12 +53,13 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3) -> Tensor
     check_event_dims(event_dims, x, logits, "logits")
     lead, event = logits.shape[: logits.ndim - event_dims], logits.shape[logits.ndim - event_dims :]
     batch = broadcast_batch(x, event, lead, "logits")
-    if x.requires_grad or must_use_definition(x, logits):
+    use_torch = choose(x, logits) == "torch"
+    if x.requires_grad or must_use_definition(x, logits) or (use_torch and is_small(logits, factor=0.0)):
         return reference.bernoulli_log_prob(x, widened(logits), event_dims)
     # the operator sees two shapes only: data (X, D) and logits (R, D), R a multiple of X
     rows = logits.expand(batch + event).reshape(math.prod(batch), math.prod(event))
     data = repeating_rows(x, batch, event_dims).flatten(1)
-    if choose(data, rows) == "torch" and runs_directly(rows):
+    if use_torch and runs_directly(rows):
         return _torch_forward(data, rows).view(batch)
     return _forward(data, rows).view(batch)
 
