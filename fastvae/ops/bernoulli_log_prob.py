@@ -17,6 +17,7 @@ from .likelihood_rows import (
     broadcast_batch,
     check_event_dims,
     check_inputs,
+    is_small,
     repeating_rows,
     runs_directly,
     widened,
@@ -52,12 +53,13 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3) -> Tensor
     check_event_dims(event_dims, x, logits, "logits")
     lead, event = logits.shape[: logits.ndim - event_dims], logits.shape[logits.ndim - event_dims :]
     batch = broadcast_batch(x, event, lead, "logits")
-    if x.requires_grad or must_use_definition(x, logits):
+    use_torch = choose(x, logits) == "torch"
+    if x.requires_grad or must_use_definition(x, logits) or (use_torch and is_small(logits, factor=0.0)):
         return reference.bernoulli_log_prob(x, widened(logits), event_dims)
     # the operator sees two shapes only: data (X, D) and logits (R, D), R a multiple of X
     rows = logits.expand(batch + event).reshape(math.prod(batch), math.prod(event))
     data = repeating_rows(x, batch, event_dims).flatten(1)
-    if choose(data, rows) == "torch" and runs_directly(rows):
+    if use_torch and runs_directly(rows):
         return _torch_forward(data, rows).view(batch)
     return _forward(data, rows).view(batch)
 
@@ -82,8 +84,7 @@ def _backward(x: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
         from fastvae_kernels import bernoulli_log_prob as kernels
 
         return kernels.bernoulli_log_prob_backward(x.contiguous(), logits.contiguous(), grad.contiguous())
-    signs = _signs(x, accumulator(logits))
-    return _grad_logits(signs, logits, grad).to(logits.dtype)
+    return _torch_backward(x, logits, grad)
 
 
 @_backward.register_fake
@@ -128,7 +129,17 @@ def _torch_forward(x: Tensor, logits: Tensor) -> Tensor:
     return total.neg_().view(-1)
 
 
-def _grad_logits(signs: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
-    """``-s sigmoid(s l)`` times ``grad``: (R, D)."""
-    signed = signs.repeat(logits.shape[0] // max(signs.shape[0], 1), 1) if signs.shape != logits.shape else signs
-    return (signed * logits).sigmoid_().mul_(signed).mul_(grad[:, None]).neg_()
+def _torch_backward(x: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
+    """As forward, with ``grad`` (R,) -> the gradient of the logits, ``-s sigmoid(s l) grad``."""
+    (num_data, size), repeats = x.shape, logits.shape[0] // max(x.shape[0], 1)
+    dtype = accumulator(logits)
+    signs, logits, grad = _signs(x, dtype), logits.reshape(repeats, num_data, size), -grad.to(dtype)
+    grad, grad_logits = grad.view(repeats, num_data, 1), torch.empty_like(logits, memory_format=torch.contiguous_format)
+    sizes = block_sizes(repeats, num_data, size, logits.device)
+    scratch = logits.new_empty((*sizes, size), dtype=dtype)
+    for i, j in blocks(repeats, num_data, sizes):
+        block = logits[i, j]
+        t = scratch[: block.shape[0], : block.shape[1]]
+        torch.mul(block, signs[j], out=t)
+        torch.mul(t.sigmoid_().mul_(signs[j]), grad[i, j], out=grad_logits[i, j])
+    return grad_logits.view(repeats * num_data, size)

@@ -68,7 +68,7 @@ def categorical_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3, levels_
     batch = broadcast_batch(x, before + after, lead, "logits without its levels")
     use_torch = choose(x, logits) == "torch"
     is_shared = math.prod(lead) < math.prod(batch)  # by many data: normalised once, not copied for each
-    if must_use_definition(x, logits) or is_shared or (use_torch and is_small(logits, factor_with_grad=8)):
+    if must_use_definition(x, logits) or is_shared or (use_torch and is_small(logits, 0.5, 4.0)):
         return reference.categorical_log_prob(x, widened(logits), event_dims, levels_dim)
     # the operator sees two shapes only: data (X, A, B) and logits (R, A, L, B), R a multiple of X
     channels, sites = math.prod(before), math.prod(after)

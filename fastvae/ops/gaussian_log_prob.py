@@ -60,7 +60,7 @@ def gaussian_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, event_dims: int
     lead = _broadcast_scale(padded, lead, event)
     batch = broadcast_batch(x, event, lead, "loc and log_scale")
     use_torch = choose(x, loc, log_scale) == "torch"
-    if must_use_definition(x, loc, log_scale) or (use_torch and is_small(loc)):
+    if must_use_definition(x, loc, log_scale) or (use_torch and is_small(loc, factor_with_grad=0.5)):
         return reference.gaussian_log_prob(x, widened(loc), widened(log_scale), event_dims)
     # the operator sees three shapes only: data (X, D), means (R, D) and log-scales (S, D) or (S, 1), X and S divide R
     means = loc.expand(batch + event).reshape(math.prod(batch), math.prod(event))
@@ -167,23 +167,25 @@ def _torch_forward(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
     if loc.numel() == 0:
         return total.view(-1)
     x, loc, log_scale = x.detach().to(dtype), loc.detach().reshape(repeats, num_data, size), log_scale.detach()
-    is_small = log_scale.numel() < loc.numel()  # then what depends on it alone is computed once, before the blocks
+    is_shared = log_scale.numel() < loc.numel()  # then what depends on it alone is computed once, before the blocks
     scales = _expanded(log_scale, repeats, num_data)
-    inverse = _expanded(_inverse(log_scale.to(dtype)), repeats, num_data) if is_small else None
+    inverse = _expanded(_inverse(log_scale.to(dtype)), repeats, num_data) if is_shared else None
     sizes = block_sizes(repeats, num_data, size, loc.device)
     scratch = loc.new_empty((2, *sizes, size), dtype=dtype)
     for i, j in blocks(repeats, num_data, sizes):
         block = loc[i, j]
         t, u = scratch[:, : block.shape[0], : block.shape[1]]
         torch.sub(x[j], block, out=t)
-        t.mul_(_inverse(u.copy_(scales[i, j]), out=u) if inverse is None else inverse[i, j])
-        t.square_()
         if inverse is None:
-            t.mul_(0.5).add_(scales[i, j])
+            log_scales = scales[i, j].to(dtype)
+            t.mul_(_inverse(log_scales, out=u))
+            torch.addcmul(log_scales, t, t, value=0.5, out=t)
+        else:
+            t.mul_(inverse[i, j]).square_().mul_(0.5)
         torch.sum(t, -1, out=total[i, j])
-    if is_small:
+    if is_shared:
         log_scales = log_scale.sum(-1, keepdim=True, dtype=dtype) * (size // log_scale.shape[1])
-        total.mul_(0.5).add_(_expanded(log_scales, repeats, num_data).squeeze(-1))
+        total.add_(_expanded(log_scales, repeats, num_data).squeeze(-1))
     return total.neg_().sub_(size * _HALF_LOG_TWO_PI).view(-1)
 
 
@@ -195,28 +197,30 @@ def _torch_backward(x: Tensor, loc: Tensor, log_scale: Tensor, grad: Tensor) -> 
     repeats = loc.shape[0] // num_data
     x, means, grad = x.to(dtype), loc.reshape(repeats, num_data, size), grad.to(dtype).view(repeats, num_data, 1)
     grad_loc, (num_scales, width) = _contiguous_like(means), log_scale.shape
-    # by row where a row has its own scale or needs but one number; else the sum over repeats
-    by_row = width < size or num_scales > num_data
-    collected = loc.new_zeros((loc.shape[0] if by_row else num_data, width), dtype=dtype).view(-1, num_data, width)
-    is_small = log_scale.numel() < loc.numel()
+    is_full = log_scale.shape == loc.shape
+    # summed over the row where it has but one log-scale, over the repeats where they share all of theirs
+    over_row, over_repeats = width < size, width == size and num_scales <= num_data and not is_full
+    sums = (num_data if over_repeats else loc.shape[0], width)
+    collected = _contiguous_like(log_scale) if is_full else loc.new_zeros(sums, dtype=dtype)
+    collected = collected.view(-1, num_data, width)
     scales = _expanded(log_scale, repeats, num_data)
-    inverse = _expanded(_inverse(log_scale.to(dtype)), repeats, num_data) if is_small else None
+    inverse = None if is_full else _expanded(_inverse(log_scale.to(dtype)), repeats, num_data)
     sizes = block_sizes(repeats, num_data, size, loc.device)
-    scratch = loc.new_empty((2, *sizes, size), dtype=dtype)
+    scratch = loc.new_empty((3, *sizes, size), dtype=dtype)
     for i, j in blocks(repeats, num_data, sizes):
         block = means[i, j]
-        t, u = scratch[:, : block.shape[0], : block.shape[1]]
-        torch.sub(x[j], block, out=t)
-        scale = _inverse(u.copy_(scales[i, j]), out=u) if inverse is None else inverse[i, j]
-        t.mul_(scale)
-        weight = torch.mul(scale, grad[i, j], out=u if width == size else None)
-        torch.mul(t, weight, out=grad_loc[i, j])
-        t.square_().sub_(1.0).mul_(grad[i, j])
-        if width < size:
-            torch.sum(t, -1, keepdim=True, out=collected[i, j])
-        elif by_row:
-            collected[i, j] = t
-        else:
-            collected[0, j] += t.sum(0)
-    grad_log_scale = collected.view(-1, num_scales, width)
-    return grad_loc.view_as(loc), grad_log_scale.sum(0).to(log_scale.dtype)
+        noise, u, weighted = scratch[:, : block.shape[0], : block.shape[1]]
+        torch.sub(x[j], block, out=noise)
+        scale = _inverse(scales[i, j].to(dtype), out=u) if inverse is None else inverse[i, j]
+        noise.mul_(scale)
+        torch.mul(noise, grad[i, j], out=weighted)
+        torch.mul(weighted, scale, out=grad_loc[i, j])
+        by_log_scale = noise if over_row or over_repeats else collected[i, j]
+        torch.addcmul(-grad[i, j], noise, weighted, out=by_log_scale)
+        if over_row:
+            torch.sum(noise, -1, keepdim=True, out=collected[i, j])
+        elif over_repeats:
+            collected[0, j] += noise.sum(0)
+    if is_full:
+        return grad_loc.view_as(loc), collected.view_as(log_scale)
+    return grad_loc.view_as(loc), collected.view(-1, num_scales, width).sum(0).to(log_scale.dtype)

@@ -96,7 +96,7 @@ def test_channels_last_keeps_its_layout_in_the_gradient(channels: int) -> None:
     assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("few", [0, 2**17])
+@pytest.mark.parametrize("few", [0, 2**19])
 def test_bytes_have_256_levels(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood_rows, "FEW", few)
     x, logits = torch.arange(256).view(2, 128), torch.randn(2, 128, 256)
@@ -116,7 +116,7 @@ def test_data_of_any_dtype(dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.parametrize("few", [0, 2**17])
+@pytest.mark.parametrize("few", [0, 2**19])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_logits_are_summed_in_float32(dtype: torch.dtype, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood_rows, "FEW", few)

@@ -124,7 +124,7 @@ def test_channels_last_keeps_its_layout_in_the_gradient(channels: int) -> None:
     assert grads[0].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("few", [0, 2**20])
+@pytest.mark.parametrize("few", [0, 2**19])
 @pytest.mark.parametrize("log_scale", [-1e4, -30.0, -8.0, 20.0, 100.0, 1e4])
 def test_extreme_parameters_are_finite_and_right(log_scale: float, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood_rows, "FEW", few)
