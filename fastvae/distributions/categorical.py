@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastvae import ops
+
 from .likelihood import ImageDistribution, Likelihood, check_finite, is_checked, support_error
 
 __all__ = ["Categorical", "CategoricalLikelihood"]
@@ -41,11 +43,7 @@ class Categorical(ImageDistribution):
         self._check_shape(x)
         if not is_checked():
             _check_levels(x, self.num_levels)
-        shape = torch.broadcast_shapes(x.shape[:-3], self.batch_shape) + self.event_shape
-        level = x.long().expand(shape).unsqueeze(-3)
-        logits = self.logits.expand((*shape[:-2], self.num_levels, *shape[-2:]))
-        chosen = logits.gather(-3, level).squeeze(-3)
-        return (chosen - self.logits.logsumexp(-3)).flatten(-3).sum(-1)
+        return ops.categorical_log_prob(x, self.logits)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Levels, as floating point: what the networks take."""
