@@ -8,6 +8,7 @@ from .categorical import Categorical, CategoricalLikelihood
 from .diagonal_gaussian import DiagonalGaussian
 from .gaussian import Gaussian, GaussianLikelihood
 from .likelihood import ImageDistribution, Likelihood, checked_data
+from .linear_heads import LinearBernoulli, likelihood_of_linear
 
 __all__ = [
     "Autoregressive",
@@ -20,9 +21,11 @@ __all__ = [
     "GaussianLikelihood",
     "ImageDistribution",
     "Likelihood",
+    "LinearBernoulli",
     "as_likelihood",
     "checked_data",
     "likelihood",
+    "likelihood_of_linear",
 ]
 
 _FAMILIES: dict[str, type[Likelihood]] = {

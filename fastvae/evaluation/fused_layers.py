@@ -16,11 +16,12 @@ _FUSED = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.Sigmoid: "sigmoid"}
 
 @contextmanager
 def fused_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside this context every plain ``nn.Sequential`` in ``modules`` runs its linear layers and the activations
-    after them as one operator each.
+    """Inside this context every ``nn.Sequential`` in ``modules`` runs its linear layers and the activations after them
+    as one operator each; so does its method ``hidden``, all layers but the last, where a class of ours has one.
 
     oneDNN uses AVX-512 where PyTorch's BLAS does not, and applies the activation while the result is in registers:
-    less than half the time for a decoder of three layers. Results differ by rounding only. What does not qualify (gradients, hooks, other dtypes, few rows) runs as it always does.
+    less than half the time for a decoder of three layers. Results differ by rounding only. What does not qualify
+    (gradients, hooks, other dtypes, few rows) runs as it always does.
     """
     changed = []
     if onednn.has_fused_linear():
@@ -29,17 +30,20 @@ def fused_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
             if any(hasattr(part, "_orig_mod") for part in parts):
                 continue  # torch.compile has its own fusion, and would compile again
             for part in parts:
-                if type(part) is nn.Sequential and "forward" not in vars(part):
-                    part.forward = _fused_forward(part)  # type: ignore[method-assign]
+                if type(part).forward is nn.Sequential.forward and "forward" not in vars(part):
+                    part.forward = _fused_forward(list(part))  # type: ignore[method-assign]
+                    if hasattr(part, "hidden"):
+                        part.hidden = _fused_forward(list(part)[:-1])
                     changed.append(part)
     try:
         yield
     finally:
         for part in changed:
             vars(part).pop("forward", None)
+            vars(part).pop("hidden", None)
 
 
-def _fused_forward(net: nn.Sequential) -> Callable[[Tensor], Tensor]:
+def _fused_forward(net: list[nn.Module]) -> Callable[[Tensor], Tensor]:
     steps = _steps(net)
 
     def forward(x: Tensor) -> Tensor:
@@ -54,7 +58,7 @@ def _fused_forward(net: nn.Sequential) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _steps(net: nn.Sequential) -> list[tuple[nn.Module, str, nn.Module | None]]:
+def _steps(net: list[nn.Module]) -> list[tuple[nn.Module, str, nn.Module | None]]:
     """(layer, name of what oneDNN applies after it or "" if it cannot take the layer, the module that does it)."""
     steps: list[tuple[nn.Module, str, nn.Module | None]] = []
     taken = False

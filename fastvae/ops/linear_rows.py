@@ -59,7 +59,7 @@ def cast_for_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def as_rows(h: Tensor, x: Tensor, event_dims: int) -> tuple[Tensor, Tensor, torch.Size]:
-    """``h`` (..., H) -> (R, H), ``x`` (..., event) -> (X, event) whose row ``r % X`` row r meets, and the batch shape."""
+    """``h`` (..., H) -> (R, H), ``x`` (..., event) -> (X, event), whose row ``r % X`` row r meets, and the batch."""
     event = x.shape[x.ndim - event_dims :]
     batch = broadcast_batch(x, event, h.shape[:-1], "x and h")
     rows = h.expand(*batch, h.shape[-1]).reshape(math.prod(batch), h.shape[-1])
