@@ -8,7 +8,7 @@ from .categorical import Categorical, CategoricalLikelihood
 from .diagonal_gaussian import DiagonalGaussian
 from .gaussian import Gaussian, GaussianLikelihood
 from .likelihood import ImageDistribution, Likelihood, checked_data
-from .linear_heads import LinearBernoulli, likelihood_of_linear
+from .linear_heads import LinearBernoulli, LinearCategorical, LinearGaussian, likelihood_of_linear
 
 __all__ = [
     "Autoregressive",
@@ -22,6 +22,8 @@ __all__ = [
     "ImageDistribution",
     "Likelihood",
     "LinearBernoulli",
+    "LinearCategorical",
+    "LinearGaussian",
     "as_likelihood",
     "checked_data",
     "likelihood",

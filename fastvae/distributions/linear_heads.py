@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from fastvae import ops
 
 from .bernoulli import Bernoulli, BernoulliLikelihood
+from .categorical import Categorical, CategoricalLikelihood
+from .gaussian import Gaussian, GaussianLikelihood
 from .likelihood import ImageDistribution, Likelihood
 
-__all__ = ["LinearBernoulli", "likelihood_of_linear"]
+__all__ = ["LinearBernoulli", "LinearCategorical", "LinearGaussian", "likelihood_of_linear"]
 
 # parameters that a gradient may keep: below, the layer and the likelihood apart are faster than computing them twice
 _KEPT = 2**24
@@ -23,8 +26,9 @@ def likelihood_of_linear(
 ) -> ImageDistribution:
     """What ``family`` makes of the output of a linear layer, computed only where it is asked for.
 
-    ``log_prob`` of a Bernoulli family runs as one operator with the layer, in memory that does not grow with the
-    output; ``mean``, ``sample`` and the parameters form the output. Other families are given the output at once.
+    ``log_prob`` of the Bernoulli, Gaussian and categorical families runs as one operator with the layer, in memory that
+    does not grow with the output; ``mean``, ``sample`` and the parameters form the output. Other families are given the
+    output at once.
 
     Args:
         family: of ``fastvae.distributions``.
@@ -43,6 +47,16 @@ def likelihood_of_linear(
     """
     if type(family) is BernoulliLikelihood:
         return _BernoulliOfLinear(h, weight, bias, event_shape)
+    if type(family) is GaussianLikelihood:
+        return _GaussianOfLinear(h, weight, bias, event_shape, family)
+    if type(family) is CategoricalLikelihood:
+        return _CategoricalOfLinear(h, weight, bias, event_shape, family)
+    return _formed(family, h, weight, bias, event_shape)
+
+
+def _formed(
+    family: Likelihood, h: Tensor, weight: Tensor, bias: Tensor | None, event_shape: Sequence[int]
+) -> ImageDistribution:
     channels, *sites = event_shape
     return family(F.linear(h, weight, bias).unflatten(-1, (channels * family.num_params, *sites)))
 
@@ -68,8 +82,88 @@ class _BernoulliOfLinear(Bernoulli):
         return ops.linear_bernoulli_log_prob(*self.linear, x, event_dims=3)
 
 
-class LinearBernoulli(nn.Linear):
-    """A last linear layer to the logits of binary images: gives their distribution, and its ``log_prob`` no logits.
+class _GaussianOfLinear(Gaussian):
+    def __init__(
+        self,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        event_shape: Sequence[int],
+        family: GaussianLikelihood,
+    ) -> None:
+        ImageDistribution.__init__(self, torch.Size((*h.shape[:-1], *event_shape)))
+        self.linear, self.family = (h, weight, bias), family
+        self.shared = None if family.scale_mode == "pixel" else family.log_scale
+
+    @cached_property
+    def _params(self) -> Gaussian:
+        return cast(Gaussian, _formed(self.family, *self.linear, self.event_shape))
+
+    @property
+    def loc(self) -> Tensor:  # type: ignore[override]
+        return self._params.loc
+
+    @property
+    def log_scale(self) -> Tensor:  # type: ignore[override]
+        return self._params.log_scale
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        if "_params" in vars(self) or _forms_params(x, *self.linear, self.shared):
+            return super()._log_prob(x)
+        return ops.linear_gaussian_log_prob(*self.linear, x, self.shared, event_dims=3, params_dim=-3)
+
+
+class _CategoricalOfLinear(Categorical):
+    def __init__(
+        self,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        event_shape: Sequence[int],
+        family: CategoricalLikelihood,
+    ) -> None:
+        ImageDistribution.__init__(self, torch.Size((*h.shape[:-1], *event_shape)))
+        self.linear, self.family = (h, weight, bias), family
+
+    @property
+    def num_levels(self) -> int:
+        return self.family.num_levels
+
+    @cached_property
+    def logits(self) -> Tensor:  # type: ignore[override]
+        return cast(Categorical, _formed(self.family, *self.linear, self.event_shape)).logits
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        if "logits" in vars(self) or _forms_params(x, *self.linear):
+            return super()._log_prob(x)
+        return ops.linear_categorical_log_prob(*self.linear, x, event_dims=3, levels_dim=-3)
+
+
+class _LinearHead(nn.Linear):
+    """A last linear layer whose output are the parameters of a family: forward gives the distribution."""
+
+    def __init__(
+        self,
+        in_features: int,
+        event_shape: Sequence[int],
+        family: Likelihood,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        shape = torch.Size(event_shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"event_shape must be three positive integers (C, H, W), got {event_shape!r}")
+        super().__init__(in_features, shape.numel() * family.num_params, bias, device, dtype)
+        self.event_shape, self.family = shape, family
+
+    def forward(self, h: Tensor) -> ImageDistribution:  # type: ignore[override] # a distribution, not its parameters
+        """``h`` (..., in_features) -> the distribution, batch (...) and event (C, H, W)."""
+        return likelihood_of_linear(self.family, h, self.weight, self.bias, self.event_shape)
+
+
+class LinearBernoulli(_LinearHead):
+    """A last linear layer to the logits of binary images: gives their distribution, whose ``log_prob`` forms none.
 
     The parameters, initialisation and state dict are those of ``nn.Linear(in_features, C * H * W)``.
 
@@ -82,6 +176,9 @@ class LinearBernoulli(nn.Linear):
 
     Shapes:
         (..., in_features) to a :class:`Bernoulli` with batch (...) and event (C, H, W).
+
+    Raises:
+        ValueError: if ``event_shape`` is not (C, H, W).
 
     Example:
         >>> head = LinearBernoulli(16, (1, 8, 8))
@@ -97,13 +194,56 @@ class LinearBernoulli(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        shape = torch.Size(event_shape)
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"event_shape must be three positive integers (C, H, W), got {event_shape!r}")
-        super().__init__(in_features, shape.numel(), bias, device, dtype)
-        self.event_shape = shape
-        self.family = BernoulliLikelihood()
+        super().__init__(in_features, event_shape, BernoulliLikelihood(), bias, device, dtype)
 
-    def forward(self, h: Tensor) -> ImageDistribution:  # type: ignore[override]
-        """``h`` (..., in_features) -> the distribution."""
-        return likelihood_of_linear(self.family, h, self.weight, self.bias, self.event_shape)
+
+class LinearGaussian(_LinearHead):
+    """As :class:`LinearBernoulli` for continuous images.
+
+    The parameters are those of ``nn.Linear(in_features, C * H * W)``, twice as wide with ``scale="pixel"``, whose
+    output has shape (C, 2, H, W); a shared scale is ``family.log_scale`` in the state dict.
+
+    Args:
+        scale: of :class:`GaussianLikelihood`: ``"shared"``, ``"pixel"`` or a positive number.
+
+    Example:
+        >>> head = LinearGaussian(16, (1, 8, 8), scale="pixel")
+        >>> head(torch.zeros(5, 2, 16)).log_prob(torch.ones(2, 1, 8, 8)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        event_shape: Sequence[int],
+        scale: str | float = "shared",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        family = GaussianLikelihood(scale).to(device=device, dtype=dtype)
+        super().__init__(in_features, event_shape, family, bias, device, dtype)
+
+
+class LinearCategorical(_LinearHead):
+    """As :class:`LinearBernoulli` for images with integer levels; the output of the layer has shape (C, L, H, W).
+
+    Args:
+        num_levels: L.
+
+    Example:
+        >>> head = LinearCategorical(16, (1, 8, 8), num_levels=4)
+        >>> head(torch.zeros(5, 2, 16)).log_prob(torch.ones(2, 1, 8, 8)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        event_shape: Sequence[int],
+        num_levels: int = 256,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, event_shape, CategoricalLikelihood(num_levels), bias, device, dtype)

@@ -1,8 +1,7 @@
 """Fully connected layers through oneDNN while a model is evaluated: float32 on CPUs with AVX-512."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +29,11 @@ def fused_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
             if any(hasattr(part, "_orig_mod") for part in parts):
                 continue  # torch.compile has its own fusion, and would compile again
             for part in parts:
-                if type(part).forward is nn.Sequential.forward and "forward" not in vars(part):
+                sequential = type(part).forward is nn.Sequential.forward
+                if isinstance(part, nn.Sequential) and sequential and "forward" not in vars(part):
                     part.forward = _fused_forward(list(part))  # type: ignore[method-assign]
                     if hasattr(part, "hidden"):
-                        part.hidden = _fused_forward(list(part)[:-1])
+                        part.hidden = _fused_forward(list(part)[:-1])  # type: ignore[assignment]
                     changed.append(part)
     try:
         yield
@@ -43,7 +43,7 @@ def fused_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
             vars(part).pop("hidden", None)
 
 
-def _fused_forward(net: list[nn.Module]) -> Callable[[Tensor], Tensor]:
+def _fused_forward(net: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
     steps = _steps(net)
 
     def forward(x: Tensor) -> Tensor:
@@ -58,11 +58,11 @@ def _fused_forward(net: list[nn.Module]) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _steps(net: list[nn.Module]) -> list[tuple[nn.Module, str, nn.Module | None]]:
+def _steps(net: Sequence[nn.Module]) -> list[tuple[nn.Module, str, nn.Module | None]]:
     """(layer, name of what oneDNN applies after it or "" if it cannot take the layer, the module that does it)."""
     steps: list[tuple[nn.Module, str, nn.Module | None]] = []
     taken = False
-    for layer, after in pairwise([*net, None]):
+    for layer, after in zip(net, [*net[1:], None], strict=True):
         if taken:
             taken = False
         elif type(layer) is not nn.Linear or _hooked(layer):

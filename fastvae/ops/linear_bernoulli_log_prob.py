@@ -1,6 +1,6 @@
 """``linear_bernoulli_log_prob``: a last linear layer and the likelihood of binary data in one, without the logits."""
 
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fastvae import reference
 
-from ._dispatch import choose, must_use_definition
-from .likelihood_rows import accumulator, runs_directly
-from .linear_rows import affine, as_rows, backward_in_chunks, cast_for_autocast, check_linear, chunks, has_few_params
+from .likelihood_rows import accumulator
+from .linear_operators import FAMILIES, Family, linear_log_prob
+from .linear_rows import affine, backward_in_chunks, chunks
 
 __all__ = ["linear_bernoulli_log_prob"]
 
@@ -45,71 +45,13 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x:
         >>> linear_bernoulli_log_prob(h, layer.weight, layer.bias, torch.ones(2, 3)).shape
         torch.Size([5, 2])
     """
-    h, weight, bias = cast_for_autocast(h, weight, bias)  # type: ignore[assignment]
-    check_linear(h, weight, bias, x, event_dims)
-    rows, data, batch = as_rows(h, x, event_dims)
-    inputs = (h, weight) if bias is None else (h, weight, bias)
-    use_torch = choose(data, rows, weight) == "torch"
-    if x.requires_grad or must_use_definition(x, *inputs) or (use_torch and has_few_params(rows, weight)):
-        return _definition(h, weight, bias, x, event_dims).expand(batch)
-    data = data.flatten(1)
-    if use_torch and runs_directly(*inputs):
-        return _torch_forward(data, rows.detach(), weight.detach(), None if bias is None else bias.detach()).view(batch)
-    return _forward(data, rows, weight, bias).view(batch)
+    definition = partial(reference.linear_bernoulli_log_prob, event_dims=event_dims)
+    return linear_log_prob("bernoulli", definition, h, weight, bias, x, event_dims, per_value=1)
 
 
-def _definition(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, event_dims: int) -> Tensor:
-    if h.dtype not in (torch.float16, torch.bfloat16):
-        return reference.linear_bernoulli_log_prob(h, weight, bias, x, event_dims)
-    # half precision is for the product; the likelihood of its result is summed in float32
-    logits = F.linear(h, weight, bias).float().unflatten(-1, x.shape[x.ndim - event_dims :])
-    return reference.bernoulli_log_prob(x, logits, event_dims)
-
-
-@torch.library.custom_op("fastvae::linear_bernoulli_log_prob", mutates_args=())
-def _forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _torch_forward(x, h, weight, bias)
-
-
-@_forward.register_fake
-def _(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return h.new_empty(h.shape[0], dtype=accumulator(h))
-
-
-@torch.library.custom_op("fastvae::linear_bernoulli_log_prob_backward", mutates_args=())
-def _backward(
-    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, needs: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _torch_backward(x, h, weight, bias, grad, needs)
-
-
-@_backward.register_fake
-def _(
-    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, needs: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        h.new_empty(h.shape if needs[0] else 0),
-        weight.new_empty(weight.shape if needs[1] else 0),
-        weight.new_empty(weight.shape[0] if needs[2] else 0),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs = [bool(needed) for needed in ctx.needs_input_grad[1:]]
-    grads = _backward(*ctx.saved_tensors, grad, needs)
-    return None, *(value if needed else None for value, needed in zip(grads, needs, strict=True))
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _torch_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x`` (X, D), ``h`` (R, H) -> (R,)."""
-    (num_data, size), dtype = x.shape, accumulator(h)
+def _torch_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+    """``x`` (X, A, B), ``h`` (R, H) -> (R,)."""
+    x, num_data, size, dtype = x.flatten(1), x.shape[0], weight.shape[0], accumulator(h)
     repeats = h.shape[0] // max(num_data, 1)
     total = h.new_empty((repeats, num_data), dtype=dtype)
     rows, signs = h.view(repeats, num_data, h.shape[1]), 2 * x.to(h.dtype) - 1
@@ -162,13 +104,23 @@ def _sum_of_logs(p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _torch_backward(
-    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, needs: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    data = x.to(accumulator(h))
-
-    def slope(x: Tensor, p: Tensor) -> Tensor:
-        """x - sigmoid(logits)."""
+    x: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    log_scale: Tensor | None,
+    grad: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def grad_logits(x: Tensor, p: Tensor, grad: Tensor) -> Tensor:
+        """(x - sigmoid(logits)) times ``grad``."""
         p = p.view(-1, *x.shape)
-        return torch.sub(x, p, out=p if p.dtype == x.dtype else None).view(-1, x.shape[1])
+        slope = torch.sub(x, p, out=p if p.dtype == x.dtype else None)
+        return slope.view(-1, x.shape[1]).mul_(grad[:, None])
 
-    return backward_in_chunks(data, h, weight, bias, grad, slope, needs, activation="sigmoid")
+    data = x.flatten(1).to(accumulator(h))
+    grads = backward_in_chunks(data, h, weight, bias, grad, grad_logits, needs, activation="sigmoid")
+    return *grads, h.new_empty(0)
+
+
+FAMILIES["bernoulli"] = Family(_torch_forward, _torch_backward)

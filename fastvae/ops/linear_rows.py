@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import onednn
-from .likelihood_rows import FEW, blocks, broadcast_batch, check_inputs, repeating_rows
+from .likelihood_rows import FEW, accumulator, blocks, broadcast_batch, check_inputs, repeating_rows
 
 __all__ = [
     "affine",
@@ -16,6 +16,7 @@ __all__ = [
     "backward_in_chunks",
     "cast_for_autocast",
     "check_linear",
+    "check_params_dim",
     "chunks",
     "forward_in_chunks",
     "has_few_params",
@@ -26,8 +27,8 @@ __all__ = [
 _CHUNK = {"cpu": 2**20, "cuda": 2**26}
 
 
-def check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, event_dims: int, factor: int = 1) -> None:
-    """Raise for arguments that do not fit: ``factor`` parameters for each of the values of ``x``."""
+def check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, event_dims: int, per_value: int) -> None:
+    """Raise for arguments that do not fit: ``per_value`` parameters for each of the values of ``x``, 0 for any."""
     parts = {"h": h, "weight": weight} | ({} if bias is None else {"bias": bias})
     check_inputs(x, **parts)
     if len({values.dtype for values in parts.values()}) > 1:
@@ -35,18 +36,24 @@ def check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, even
         raise TypeError(f"h, weight and bias must have one dtype, got {got}; convert h to that of the layer")
     if not 1 <= event_dims <= x.ndim:
         raise ValueError(f"event_dims must be between 1 and the dimensions of x, {x.ndim}, got {event_dims}")
-    outputs = factor * math.prod(x.shape[x.ndim - event_dims :])
     if weight.ndim != 2 or h.ndim < 1 or weight.shape[1] != h.shape[-1]:
         raise ValueError(
             f"h must have shape (..., H) and weight (outputs, H), got {tuple(h.shape)} and {tuple(weight.shape)}"
         )
-    if weight.shape[0] != outputs:
+    size, outputs = math.prod(x.shape[x.ndim - event_dims :]), weight.shape[0]
+    if outputs != size * per_value and (per_value or outputs == 0 or outputs % max(size, 1)):
         raise ValueError(
-            f"weight must have {outputs} outputs, {factor} for each value of x in its last {event_dims} dimensions, "
-            f"got weight {tuple(weight.shape)} and x {tuple(x.shape)}"
+            f"weight must have {per_value * size if per_value else f'a multiple of {size}'} outputs for the {size} "
+            f"values of x in its last {event_dims} dimensions, got weight {tuple(weight.shape)}, x {tuple(x.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape ({outputs},), got {tuple(bias.shape)}")
+
+
+def check_params_dim(name: str, dim: int, event_dims: int) -> None:
+    """Raise unless ``dim`` is one of the last dimensions of an event with one more."""
+    if not -event_dims - 1 <= dim <= -1:
+        raise ValueError(f"{name} must be between {-event_dims - 1} and -1, got {dim}")
 
 
 def cast_for_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -92,16 +99,16 @@ def chunks(repeats: int, num_data: int, row_size: int, device: torch.device) -> 
 
 
 def forward_in_chunks(
-    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_prob: Callable[[Tensor, Tensor], Tensor], out: Tensor
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_prob: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """``log_prob(x, params)`` of every row into ``out`` (R,): ``x`` (X, ...), ``h`` (R, H), ``weight`` (P, H)."""
+    """``log_prob(x, params)`` of every row (R,): ``x`` (X, ...), ``h`` (R, H), ``weight`` (P, H)."""
     num_data = x.shape[0]
-    rows, total = h.view(-1, num_data, h.shape[1]), out.view(-1, num_data)
+    rows = h.view(h.shape[0] // max(num_data, 1), num_data, h.shape[1])
+    total = h.new_empty(rows.shape[:2], dtype=accumulator(h))
     for i, j in chunks(rows.shape[0], num_data, weight.shape[0], h.device):
-        block = rows[i, j]
-        params = affine(block.flatten(0, 1), weight, bias)
-        total[i, j] = log_prob(x[j], params).view(block.shape[:2])
-    return out
+        params = affine(rows[i, j].flatten(0, 1), weight, bias)
+        total[i, j] = log_prob(x[j], params).view(total[i, j].shape)
+    return total.view(-1)
 
 
 def backward_in_chunks(
@@ -110,31 +117,31 @@ def backward_in_chunks(
     weight: Tensor,
     bias: Tensor | None,
     grad: Tensor,
-    slope: Callable[[Tensor, Tensor], Tensor],
+    grad_params: Callable[[Tensor, Tensor, Tensor], Tensor],
     needs: list[bool],
     activation: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of h (R, H), weight (P, H) and bias (P,), empty where ``needs`` says that nobody asks.
 
-    ``slope(x, params)`` (rows, P) is the derivative of a row's log-probability by the parameters, which are computed
-    again: ``activation(h @ weight.T + bias)``; it may overwrite them. ``grad`` (R,) multiplies the rows of h and of
-    its gradient, which are shorter. Sums over rows run in the order of the chunks, so twice the same call gives the
-    same bits; in float32 for half precision.
+    ``grad_params(x, params, grad)`` gives the gradient (rows, P) of the parameters, which are computed again:
+    ``activation(h @ weight.T + bias)``; it may overwrite them. Sums over rows run in the order of the chunks, so twice
+    the same call gives the same bits; in float32 for half precision.
     """
-    num_data, width, wide = x.shape[0], h.shape[1], torch.promote_types(h.dtype, torch.float32)
-    grad_h = torch.empty_like(h) if needs[0] else h.new_empty(0)
-    grad_weight = weight.new_zeros(weight.shape if needs[1] else 0, dtype=wide)
+    num_data, wide = x.shape[0], accumulator(h)
+    rows = h.view(h.shape[0] // max(num_data, 1), num_data, h.shape[1])
+    grad_rows = h.new_empty(rows.shape if needs[0] else (0, 0, 0))
+    grad_weight = weight.new_zeros(weight.shape if needs[1] else (0, 0), dtype=wide)
     grad_bias = weight.new_zeros(weight.shape[0] if needs[2] else 0, dtype=wide)
-    rows, grad = h.view(-1, num_data, width), grad.to(wide).view(-1, num_data, 1)
-    transposed = weight.t().contiguous() if needs[0] else None
+    grad = grad.to(wide).view(rows.shape[:2])
+    transposed = weight.t().contiguous() if needs[0] else weight
     for i, j in chunks(rows.shape[0], num_data, weight.shape[0], h.device):
-        block, factor = rows[i, j].flatten(0, 1), grad[i, j].reshape(-1, 1)
-        by_params = slope(x[j], affine(block, weight, bias, activation)).to(h.dtype)
-        if transposed is not None:
-            grad_rows = affine(by_params, transposed, None) * factor
-            grad_h.view(-1, num_data, width)[i, j] = grad_rows.view(rows[i, j].shape)
+        block = rows[i, j].flatten(0, 1)
+        by_params = grad_params(x[j], affine(block, weight, bias, activation), grad[i, j].flatten())
+        if needs[0]:
+            grad_rows[i, j] = affine(by_params.to(h.dtype), transposed, None).view(rows[i, j].shape)
         if needs[1]:
-            grad_weight.addmm_(by_params.to(wide).t(), block * factor)
+            grad_weight.addmm_(by_params.to(wide).t(), block.to(wide))
         if needs[2]:
-            grad_bias.addmv_(by_params.to(wide).t(), factor[:, 0])
+            grad_bias.add_(by_params.sum(0))
+    grad_h = grad_rows.view(h.shape) if needs[0] else grad_rows
     return grad_h, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)

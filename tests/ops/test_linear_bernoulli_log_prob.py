@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastvae
 from fastvae import ops, reference
 from fastvae.ops import linear_bernoulli_log_prob, linear_rows
+from fastvae.ops.linear_operators import FAMILIES
 
-FORWARD = torch.ops.fastvae.linear_bernoulli_log_prob
+FORWARD = torch.ops.fastvae.linear_log_prob
 
 
 def binary(*shape: int) -> Tensor:
@@ -123,10 +124,8 @@ def test_no_more_logits_than_a_chunk_exist(backward: bool) -> None:
     with Largest() as largest:
         linear_bernoulli_log_prob(h, weight, bias, x)
         if backward:
-            needs = [True, True, True]
-            torch.ops.fastvae.linear_bernoulli_log_prob_backward(
-                x, h.flatten(0, 1), weight, bias, torch.ones(2000), needs
-            )
+            rows, grad, needs = h.flatten(0, 1), torch.ones(2000), [True, True, True]
+            FAMILIES["bernoulli"].backward(x[:, None], rows, weight, bias, None, grad, needs)
     assert largest.elements <= max(linear_rows._CHUNK["cpu"], h.numel())
 
 
@@ -152,8 +151,8 @@ def test_autocast_rounds_the_product_as_it_does_that_of_a_layer() -> None:
 
 def test_is_a_well_formed_operator() -> None:
     inputs = [value.requires_grad_() for value in (torch.randn(6, 4), *layer(9, 4))]
-    torch.library.opcheck(FORWARD, (binary(3, 9), *inputs))
-    torch.library.opcheck(FORWARD, (binary(3, 9), inputs[0], inputs[1], None))
+    torch.library.opcheck(FORWARD, (binary(3, 1, 9), *inputs, None, "bernoulli"))
+    torch.library.opcheck(FORWARD, (binary(3, 1, 9), inputs[0], inputs[1], None, None, "bernoulli"))
 
 
 def test_compiles_without_graph_breaks() -> None:
@@ -177,7 +176,7 @@ def test_second_derivatives_are_refused_not_wrong() -> None:
     (grad,) = torch.autograd.grad(
         linear_bernoulli_log_prob(h, weight, bias, binary(3, 7)).square().sum(), h, create_graph=True
     )
-    with pytest.raises(RuntimeError, match="linear_bernoulli_log_prob_backward"):
+    with pytest.raises(RuntimeError, match="linear_log_prob_backward"):
         grad.sum().backward()
 
 
