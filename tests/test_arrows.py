@@ -16,15 +16,15 @@ MAY_IMPORT = {
     "nn": {"ops"},
     "distributions": {"ops", "nn"},
     "models": {"ops", "nn", "distributions"},
-    "objectives": {"ops", "distributions"},
-    "evaluation": {"ops", "distributions"},
+    "objectives": {"ops", "distributions", "evaluation"},
+    "evaluation": {"ops", "distributions", "checkpoint", "figures", "__version__"},
     "sampling": {"ops"},
     "acceleration": {"nn", "ops"},
     "data": set(),
-    "timing": set(),
+    "timing": {"ops"},
     "checkpoint": {"__version__"},
     "training": {"objectives", "checkpoint"},
-    "figures": {"evaluation"},
+    "figures": set(),
 }
 FREE = {"commands", "__main__", "__init__"}
 

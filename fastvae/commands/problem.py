@@ -105,9 +105,14 @@ def bound(options: Mapping[str, Any], model: Any, x: Tensor) -> Tensor:
     """What training maximises, (N,) nats: the exact log p of a PixelCNN, the IWAE bound, or the ELBO."""
     if options["model"] == "pixelcnn":
         return model.log_prob(x)
+    shared = {
+        "num_samples": options["num_samples"],
+        "max_bytes": None if options["max_mib"] is None else options["max_mib"] * 2**20,
+    }
     if options["model"] == "iwae":
-        return objectives.iwae(model, x, num_samples=options["num_samples"])
-    return objectives.elbo(model, x, num_samples=options["num_samples"])
+        alpha = options["alpha"] if options["estimator"] == "vr" else None
+        return objectives.iwae(model, x, estimator=options["estimator"], alpha=alpha, **shared)
+    return objectives.elbo(model, x, **shared)
 
 
 def read_checkpoint(folder: str | Path, device: torch.device, weights: Literal["best", "last"]) -> tuple[Any, dict]:

@@ -1,9 +1,26 @@
 """Evaluation: importance-weighted log-likelihoods with their errors and diagnostics."""
 
 from .active_units import active_units
+from .blocks import BoundCurve, Jackknife
+from .calibration import Calibration, calibrate
 from .khat import pareto_khat
 from .log_likelihood import log_likelihood
 from .log_weights import LogWeights, MeanLogProb
+from .origin import Origin
+from .refine import refine
 from .result import LogLikelihood
 
-__all__ = ["LogLikelihood", "LogWeights", "MeanLogProb", "active_units", "log_likelihood", "pareto_khat"]
+__all__ = [
+    "BoundCurve",
+    "Calibration",
+    "Jackknife",
+    "LogLikelihood",
+    "LogWeights",
+    "MeanLogProb",
+    "Origin",
+    "active_units",
+    "calibrate",
+    "log_likelihood",
+    "pareto_khat",
+    "refine",
+]

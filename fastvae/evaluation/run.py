@@ -1,0 +1,109 @@
+"""One evaluation: datapoints are encoded, samples drawn and decoded in chunks, log-weights enter the state."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fastvae.distributions import checked_data
+
+from .arguments import checked_log_prob
+from .draw import draw, is_addressed
+from .plan import Plan, bytes_per_row, make_plan
+from .refine import Refined, parameters_of
+from .resume import Checkpoint
+
+__all__ = ["Run", "raise_if_bad"]
+
+
+class Run:
+    """One evaluation: what is the same for all of its chunks."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        proposal: Callable[[Tensor], Any],
+        log_joint: Callable[[Tensor, Tensor], Tensor],
+        seed: int,
+        noise_dtype: torch.dtype,
+        refine: int = 0,
+    ) -> None:
+        self.x, self.ids, self.seed, self.noise_dtype, self.refine = x, ids, seed, noise_dtype, refine
+        self.proposal, self.log_joint = proposal, log_joint
+
+    def all(self, samples: range, plan: Plan, checkpoint: Checkpoint, on_bad: str, bar: tqdm) -> None:
+        """Whatever ``checkpoint`` has not done yet, into the weights of its result."""
+        refined = Refined(
+            self.proposal,
+            plan.points,
+            plan.chunk_points * plan.chunk_samples,
+            log_joint=self.log_joint,
+            x=self.x,
+            ids=self.ids,
+            seed=self.seed,
+            steps=self.refine,
+            advance=bar.update,
+        )
+        done, next_sample = checkpoint.position
+        for start in range(done, self.x.shape[0], plan.points):
+            stop = min(start + plan.points, self.x.shape[0])
+            points = slice(start, stop)
+            x, ids = self.x[points], self.ids[points]
+            q = refined(points) if self.refine else self.proposal(x)
+            for first in range(next_sample, samples.stop, plan.samples):
+                count = min(plan.samples, samples.stop - first)
+                z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
+                log_joint = self.log_joint_chunks(x, z, plan, seen=first > next_sample)
+                checkpoint.update(log_joint - log_q, points, first)
+                bar.update(count * x.shape[0])
+            if on_bad == "raise":
+                raise_if_bad(checkpoint.result.weights.num_bad[points], ids, len(samples))
+            next_sample = samples.start
+            checkpoint.position = (stop, next_sample)
+
+    def plan(self, samples: range, max_bytes: int) -> Plan:
+        """From one row and two rows of the real computation: the bytes of a row, the size of z, the kind of q."""
+        index = self.ids.new_zeros(2)
+        q = self.proposal(self.x[index])
+        if self.refine:
+            parameters_of(q)  # refuses other proposals before any work
+        z, _ = draw(q, self.seed, self.ids[index], samples.start, 1, self.noise_dtype)
+
+        def rows(count: int) -> None:
+            x = self.x[index[:count]]
+            self.proposal(x)
+            checked_log_prob(self.log_joint(x, z[:, :count]), (1, count))
+
+        row_bytes = bytes_per_row(rows)
+        return make_plan(self.x.shape[0], len(samples), row_bytes, z[0, 0].numel(), max_bytes, is_addressed(q))
+
+    def log_joint_chunks(self, x: Tensor, z: Tensor, plan: Plan, seen: bool) -> Tensor:
+        """``x`` (n, ...), ``z`` (k, n, ...) -> log p(x, z) (k, n)."""
+        columns = []
+        for i in range(0, x.shape[0], plan.chunk_points):
+            some = slice(i, i + plan.chunk_points)
+            parts = []
+            for j in range(0, z.shape[0], plan.chunk_samples):
+                chunk = z[j : j + plan.chunk_samples, some]
+                # the likelihood looks at the values of x once, not for every chunk
+                with checked_data() if seen or j else nullcontext():
+                    parts.append(checked_log_prob(self.log_joint(x[some], chunk), chunk.shape[:2]))
+            columns.append(torch.cat(parts))
+        return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+
+
+def raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:
+    """``ValueError`` that names the datapoints with nan or +inf among their log-weights, if there are any."""
+    if not bool(num_bad.any()):
+        return
+    bad = num_bad.nonzero()[:, 0].tolist()
+    named = ", ".join(f"{int(ids[i])} ({int(num_bad[i])} of {num_samples} samples)" for i in bad[:10])
+    raise ValueError(
+        f"log-weights are nan or +inf for datapoints {named}{', ...' if len(bad) > 10 else ''}: the model or the "
+        "proposal gives no probability there (look for nan parameters, zero scales, data outside the support); "
+        "on_bad='count' finishes with nan for these datapoints"
+    )
