@@ -54,7 +54,8 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3) -> Tensor
     lead, event = logits.shape[: logits.ndim - event_dims], logits.shape[logits.ndim - event_dims :]
     batch = broadcast_batch(x, event, lead, "logits")
     use_torch = choose(x, logits) == "torch"
-    if x.requires_grad or must_use_definition(x, logits) or (use_torch and is_small(logits, factor=0.0)):
+    few = use_torch and is_small(math.prod(batch + event), logits, factor=0.0)
+    if x.requires_grad or few or must_use_definition(x, logits):
         return reference.bernoulli_log_prob(x, widened(logits), event_dims)
     # the operator sees two shapes only: data (X, D) and logits (R, D), R a multiple of X
     rows = logits.expand(batch + event).reshape(math.prod(batch), math.prod(event))

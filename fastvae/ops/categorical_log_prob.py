@@ -31,7 +31,8 @@ def categorical_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3, levels_
 
     Equal to ``logits.log_softmax(levels_dim)``, gathered at ``x`` and summed over the last ``event_dims`` dimensions.
     A value that is no level (negative, L or more, a fraction) has probability zero, so -inf; whether there are any is
-    the caller's to know: values are not read back for a check here.
+    the caller's to know: values are not read back for a check here. Logits that many data share are always evaluated by
+    the definition, which normalises them once.
 
     Args:
         x: (..., D1, ..., De), levels 0..L-1 in any real dtype; its leading part broadcasts with that of ``logits``.
@@ -68,7 +69,8 @@ def categorical_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3, levels_
     batch = broadcast_batch(x, before + after, lead, "logits without its levels")
     use_torch = choose(x, logits) == "torch"
     is_shared = math.prod(lead) < math.prod(batch)  # by many data: normalised once, not copied for each
-    if must_use_definition(x, logits) or is_shared or (use_torch and is_small(logits, 0.5, 4.0)):
+    few = use_torch and is_small(logits.numel(), logits, factor=0.5, factor_with_grad=4.0)
+    if is_shared or few or must_use_definition(x, logits):
         return reference.categorical_log_prob(x, widened(logits), event_dims, levels_dim)
     # the operator sees two shapes only: data (X, A, B) and logits (R, A, L, B), R a multiple of X
     channels, sites = math.prod(before), math.prod(after)

@@ -60,7 +60,8 @@ def gaussian_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, event_dims: int
     lead = _broadcast_scale(padded, lead, event)
     batch = broadcast_batch(x, event, lead, "loc and log_scale")
     use_torch = choose(x, loc, log_scale) == "torch"
-    if must_use_definition(x, loc, log_scale) or (use_torch and is_small(loc, factor_with_grad=0.5)):
+    few = use_torch and is_small(math.prod(batch + event), x, loc, log_scale, factor_with_grad=0.5)
+    if few or must_use_definition(x, loc, log_scale):
         return reference.gaussian_log_prob(x, widened(loc), widened(log_scale), event_dims)
     # the operator sees three shapes only: data (X, D), means (R, D) and log-scales (S, D) or (S, 1), X and S divide R
     means = loc.expand(batch + event).reshape(math.prod(batch), math.prod(event))

@@ -63,7 +63,9 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, num_levels: int = 256) 
     channels, (num_params, height, width) = x.shape[-3], params.shape[-3:]
     batch = broadcast_batch(x, torch.Size((channels, height, width)), params.shape[:-3], "params, by channels,")
     use_torch = choose(x, params) == "torch"
-    if x.requires_grad or must_use_definition(x, params) or (use_torch and is_small(params, 0.25, 0.25)):
+    count = math.prod(batch + params.shape[-3:])
+    few = use_torch and is_small(count, params, factor=0.25, factor_with_grad=0.25)
+    if x.requires_grad or few or must_use_definition(x, params):
         return reference.logistic_mixture_log_prob(x, widened(params), num_levels)
     # the operator sees two shapes only: data (X, C, S) and parameters (R, P, S), R a multiple of X
     rows = params.expand(batch + params.shape[-3:]).reshape(math.prod(batch), num_params, height * width)
