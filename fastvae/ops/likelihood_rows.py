@@ -18,6 +18,7 @@ __all__ = [
     "is_small",
     "repeating_rows",
     "runs_directly",
+    "why_no_kernel",
     "widened",
 ]
 
@@ -120,6 +121,12 @@ def _needs_grad(inputs: tuple[Tensor, ...]) -> bool:
 def accumulator(*params: Tensor) -> torch.dtype:
     """float64 where a parameter is, else float32."""
     return torch.float64 if any(values.dtype == torch.float64 for values in params) else torch.float32
+
+
+def why_no_kernel(*params: Tensor) -> str | None:
+    """The reason for :func:`choose`."""
+    wide = accumulator(*params) == torch.float64
+    return "the kernel takes float32, float16 and bfloat16, got float64" if wide else None
 
 
 def widened(values: Tensor) -> Tensor:
