@@ -40,6 +40,7 @@ def linear_categorical_log_prob(
         ValueError: if shapes do not fit or do not broadcast, or the devices differ.
 
     Example:
+        >>> import torch
         >>> h, layer = torch.zeros(5, 2, 8), torch.nn.Linear(8, 3 * 256)
         >>> linear_categorical_log_prob(h, layer.weight, layer.bias, torch.randint(0, 256, (2, 3))).shape
         torch.Size([5, 2])
