@@ -7,8 +7,10 @@ from torch import Tensor
 
 from fastvae import reference
 
+from ._dispatch import choose
 from .gaussian_log_prob import _backward as _gaussian_backward
 from .gaussian_log_prob import _forward as _gaussian_forward
+from .gaussian_log_prob import _unsupported
 from .likelihood_rows import accumulator, check_inputs
 from .linear_operators import FAMILIES, Family, linear_log_prob
 from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks
@@ -79,6 +81,12 @@ def _shared(log_scale: Tensor, x: Tensor, event_dims: int) -> Tensor:
 
 
 def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+    if choose(x, h, weight, unsupported=_unsupported(h, weight)) == "triton":
+        from fastvae_kernels import linear_gaussian_log_prob as kernels
+
+        given = (x.contiguous(), h.contiguous(), weight.contiguous(), bias)
+        return kernels.linear_gaussian_forward(*given, None if log_scale is None else log_scale.contiguous())
+
     def log_prob(x: Tensor, params: Tensor) -> Tensor:
         return _gaussian_forward(x.flatten(1), *_split(x, params, log_scale))
 

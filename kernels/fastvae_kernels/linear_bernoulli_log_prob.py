@@ -1,63 +1,13 @@
 """A linear layer to logits with the Bernoulli likelihood behind it: logits live in registers, a tile at a time."""
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
 from .likelihood_terms import loadable, softplus
-from .masked_conv2d_launch import precision_of
+from .linear_tile import config, meta_of, outputs_tile
 
-__all__ = ["Config", "config", "linear_bernoulli_forward", "linear_bernoulli_grad_logits"]
-
-
-@dataclass(frozen=True)
-class Config:
-    """Launch configuration of both kernels: rows and logits of a tile, and how much of H a step takes."""
-
-    block_rows: int
-    block_cols: int
-    block_inner: int
-    num_warps: int
-    num_stages: int
-
-
-def config(num_rows: int, num_cols: int, inner: int) -> Config:
-    """The configuration for rows (R, H) and weights (D, H); no timing at run time."""
-    rows = max(16, min(128, triton.next_power_of_2(num_rows)))
-    cols = max(16, min(64, triton.next_power_of_2(num_cols)))  # 128 spill on sm_100
-    # steps of 32 pad H = 200 to 224; 64 would make it 256
-    return Config(rows, cols, 16 if inner <= 16 else 32, num_warps=8 if rows * cols >= 8192 else 4, num_stages=3)
-
-
-@triton.jit
-def _logits(
-    h_ptr,
-    weight_ptr,
-    bias_ptr,
-    rows,
-    cols,
-    num_rows,
-    NUM_COLS: tl.constexpr,
-    INNER: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    BLOCK_INNER: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """The tile (rows, cols) of ``h @ weight.T + bias`` in float32; ``rows`` are 64-bit."""
-    acc = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
-    for start in range(0, INNER, BLOCK_INNER):
-        inner = start + tl.arange(0, BLOCK_INNER)
-        h_live = (rows < num_rows)[:, None] & (inner < INNER)[None, :]
-        h = tl.load(h_ptr + rows[:, None] * INNER + inner[None, :], mask=h_live, other=0.0)
-        w_live = (cols < NUM_COLS)[:, None] & (inner < INNER)[None, :]
-        w = tl.load(weight_ptr + cols.to(tl.int64)[:, None] * INNER + inner[None, :], mask=w_live, other=0.0)
-        acc = tl.dot(h, tl.trans(w), acc, input_precision=PRECISION)
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + cols, mask=cols < NUM_COLS, other=0.0).to(tl.float32)[None, :]
-    return acc
+__all__ = ["linear_bernoulli_forward", "linear_bernoulli_grad_logits"]
 
 
 @triton.jit
@@ -91,9 +41,9 @@ def _forward_kernel(
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     for start in range(0, NUM_COLS, BLOCK_COLS):
         cols = start + tl.arange(0, BLOCK_COLS)
-        logits = _logits(
-            h_ptr, weight_ptr, bias_ptr, rows, cols, num_rows,
-            NUM_COLS, INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+        logits = outputs_tile(
+            h_ptr, weight_ptr, bias_ptr, rows, rows < num_rows, cols, cols < NUM_COLS,
+            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
         )  # fmt: skip
         signs, live = _signs(x_ptr, rows, cols, num_rows, num_data, NUM_COLS)
         total += tl.sum(tl.where(live, softplus(signs * logits), 0.0), axis=1)
@@ -123,9 +73,9 @@ def _grad_logits_kernel(
     num_blocks: tl.constexpr = (NUM_COLS + BLOCK_COLS - 1) // BLOCK_COLS
     rows = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     cols = (tl.program_id(0) % num_blocks) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    logits = _logits(
-        h_ptr, weight_ptr, bias_ptr, rows, cols, num_rows,
-        NUM_COLS, INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+    logits = outputs_tile(
+        h_ptr, weight_ptr, bias_ptr, rows, rows < num_rows, cols, cols < NUM_COLS,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
     )  # fmt: skip
     signs, live = _signs(x_ptr, rows, cols, num_rows, num_data, NUM_COLS)
     grad = tl.load(grad_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
@@ -150,7 +100,8 @@ def linear_bernoulli_forward(
         total_ptr=total,
         num_rows=num_rows,
         num_data=x.shape[0],
-        **_meta(c, num_cols, inner, h.dtype),
+        NUM_COLS=num_cols,
+        **meta_of(c, inner, h.dtype),
     )
     return total
 
@@ -173,20 +124,7 @@ def linear_bernoulli_grad_logits(
         grad_logits_ptr=grad_logits,
         num_rows=num_rows,
         num_data=x.shape[0],
-        **_meta(c, num_cols, inner, h.dtype),
+        NUM_COLS=num_cols,
+        **meta_of(c, inner, h.dtype),
     )
     return grad_logits
-
-
-def _meta(c: Config, num_cols: int, inner: int, dtype: torch.dtype) -> dict[str, object]:
-    return {
-        "NUM_COLS": num_cols,
-        "INNER": inner,
-        "BLOCK_ROWS": c.block_rows,
-        "BLOCK_COLS": c.block_cols,
-        "BLOCK_INNER": c.block_inner,
-        "PRECISION": precision_of(dtype),
-        "num_warps": c.num_warps,
-        "num_stages": c.num_stages,
-        "enable_fp_fusion": True,
-    }
