@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastvae import reference
 
+from ._dispatch import choose
 from .likelihood_rows import accumulator
 from .linear_operators import FAMILIES, Family, linear_log_prob
 from .linear_rows import affine, backward_in_chunks, chunks
@@ -49,9 +50,18 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x:
     return linear_log_prob("bernoulli", definition, h, weight, bias, x, event_dims, per_value=1)
 
 
-def _torch_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
     """``x`` (X, A, B), ``h`` (R, H) -> (R,)."""
-    x, num_data, size, dtype = x.flatten(1), x.shape[0], weight.shape[0], accumulator(h)
+    if choose(x, h, weight, unsupported=_unsupported(h)) == "triton":
+        from fastvae_kernels import linear_bernoulli_log_prob as kernels
+
+        return kernels.linear_bernoulli_forward(x.flatten(1).contiguous(), h.contiguous(), weight.contiguous(), bias)
+    return _torch_forward(x.flatten(1), h, weight, bias)
+
+
+def _torch_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x`` (X, D), ``h`` (R, H) -> (R,)."""
+    num_data, size, dtype = x.shape[0], weight.shape[0], accumulator(h)
     repeats = h.shape[0] // max(num_data, 1)
     total = h.new_empty((repeats, num_data), dtype=dtype)
     rows, signs = h.view(repeats, num_data, h.shape[1]), 2 * x.to(h.dtype) - 1
@@ -103,7 +113,7 @@ def _sum_of_logs(p: Tensor) -> tuple[Tensor, Tensor]:
     return products.log_().sum(1), underflows
 
 
-def _torch_backward(
+def _family_backward(
     x: Tensor,
     h: Tensor,
     weight: Tensor,
@@ -112,15 +122,24 @@ def _torch_backward(
     grad: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def grad_logits(x: Tensor, p: Tensor, grad: Tensor) -> Tensor:
+    def grad_logits(x: Tensor, h: Tensor, grad: Tensor) -> Tensor:
         """(x - sigmoid(logits)) times ``grad``."""
-        p = p.view(-1, *x.shape)
+        if use_triton:
+            from fastvae_kernels import linear_bernoulli_log_prob as kernels
+
+            return kernels.linear_bernoulli_grad_logits(x.contiguous(), h.contiguous(), weight, bias, grad.contiguous())
+        p = affine(h, weight, bias, "sigmoid").view(-1, *x.shape)
         slope = torch.sub(x, p, out=p if p.dtype == x.dtype else None)
         return slope.view(-1, x.shape[1]).mul_(grad[:, None])
 
-    data = x.flatten(1).to(accumulator(h))
-    grads = backward_in_chunks(data, h, weight, bias, grad, grad_logits, needs, activation="sigmoid")
-    return *grads, h.new_empty(0)
+    use_triton = choose(x, h, weight, unsupported=_unsupported(h)) == "triton"
+    weight = weight.contiguous()
+    data = x.flatten(1) if use_triton else x.flatten(1).to(accumulator(h))
+    return *backward_in_chunks(data, h, weight, grad, grad_logits, needs), h.new_empty(0)
 
 
-FAMILIES["bernoulli"] = Family(_torch_forward, _torch_backward)
+def _unsupported(h: Tensor) -> str | None:
+    return "the kernel takes float32, float16 and bfloat16, got float64" if h.dtype == torch.float64 else None
+
+
+FAMILIES["bernoulli"] = Family(_family_forward, _family_backward)

@@ -6,10 +6,12 @@ from torch import Tensor
 
 from fastvae import reference
 
-from .categorical_log_prob import _torch_backward as _categorical_backward
-from .categorical_log_prob import _torch_forward as _categorical_forward
+from ._dispatch import choose
+from .categorical_log_prob import _backward as _categorical_backward
+from .categorical_log_prob import _forward as _categorical_forward
+from .categorical_log_prob import _unsupported
 from .linear_operators import FAMILIES, Family, linear_log_prob
-from .linear_rows import backward_in_chunks, check_params_dim, forward_in_chunks
+from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks
 
 __all__ = ["linear_categorical_log_prob"]
 
@@ -50,14 +52,19 @@ def linear_categorical_log_prob(
     return linear_log_prob("categorical", definition, h, weight, bias, x, event_dims, 0, levels_dim)
 
 
-def _torch_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+    if choose(x, h, weight, unsupported=_unsupported(h)) == "triton":
+        from fastvae_kernels import linear_categorical_log_prob as kernels
+
+        return kernels.linear_categorical_forward(x.contiguous(), h.contiguous(), weight.contiguous(), bias)
+
     def log_prob(x: Tensor, logits: Tensor) -> Tensor:
         return _categorical_forward(x, _with_levels(x, logits))
 
     return forward_in_chunks(x, h, weight, bias, log_prob)
 
 
-def _torch_backward(
+def _family_backward(
     x: Tensor,
     h: Tensor,
     weight: Tensor,
@@ -66,10 +73,10 @@ def _torch_backward(
     grad: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def grad_logits(x: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
-        return _categorical_backward(x, _with_levels(x, logits), grad).flatten(1)
+    def grad_logits(x: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+        return _categorical_backward(x, _with_levels(x, affine(h, weight, bias)), grad).flatten(1)
 
-    return *backward_in_chunks(x, h, weight, bias, grad, grad_logits, needs), h.new_empty(0)
+    return *backward_in_chunks(x, h, weight, grad, grad_logits, needs), h.new_empty(0)
 
 
 def _with_levels(x: Tensor, logits: Tensor) -> Tensor:
@@ -77,4 +84,4 @@ def _with_levels(x: Tensor, logits: Tensor) -> Tensor:
     return logits.view(logits.shape[0], x.shape[1], -1, x.shape[2])
 
 
-FAMILIES["categorical"] = Family(_torch_forward, _torch_backward)
+FAMILIES["categorical"] = Family(_family_forward, _family_backward)

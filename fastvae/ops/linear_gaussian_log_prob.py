@@ -7,11 +7,13 @@ from torch import Tensor
 
 from fastvae import reference
 
-from .gaussian_log_prob import _torch_backward as _gaussian_backward
-from .gaussian_log_prob import _torch_forward as _gaussian_forward
+from ._dispatch import choose
+from .gaussian_log_prob import _backward as _gaussian_backward
+from .gaussian_log_prob import _forward as _gaussian_forward
+from .gaussian_log_prob import _unsupported
 from .likelihood_rows import accumulator, check_inputs
 from .linear_operators import FAMILIES, Family, linear_log_prob
-from .linear_rows import backward_in_chunks, check_params_dim, forward_in_chunks
+from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks
 
 __all__ = ["linear_gaussian_log_prob"]
 
@@ -78,14 +80,20 @@ def _shared(log_scale: Tensor, x: Tensor, event_dims: int) -> Tensor:
         ) from None
 
 
-def _torch_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+    if choose(x, h, weight, unsupported=_unsupported(h, weight)) == "triton":
+        from fastvae_kernels import linear_gaussian_log_prob as kernels
+
+        given = (x.contiguous(), h.contiguous(), weight.contiguous(), bias)
+        return kernels.linear_gaussian_forward(*given, None if log_scale is None else log_scale.contiguous())
+
     def log_prob(x: Tensor, params: Tensor) -> Tensor:
         return _gaussian_forward(x.flatten(1), *_split(x, params, log_scale))
 
     return forward_in_chunks(x, h, weight, bias, log_prob)
 
 
-def _torch_backward(
+def _family_backward(
     x: Tensor,
     h: Tensor,
     weight: Tensor,
@@ -96,14 +104,15 @@ def _torch_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_log_scale = h.new_empty(0) if log_scale is None else torch.zeros_like(log_scale)
 
-    def grad_params(x: Tensor, params: Tensor, grad: Tensor) -> Tensor:
+    def grad_params(x: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+        params = affine(h, weight, bias)
         by_loc, by_scale = _gaussian_backward(x.flatten(1), *_split(x, params, log_scale), grad)
         if log_scale is not None:
             grad_log_scale.add_(by_scale[0])
             return by_loc
         return torch.stack([by_loc.view(-1, *x.shape[1:]), by_scale.view(-1, *x.shape[1:])], 2).flatten(1)
 
-    return *backward_in_chunks(x, h, weight, bias, grad, grad_params, needs), grad_log_scale
+    return *backward_in_chunks(x, h, weight, grad, grad_params, needs), grad_log_scale
 
 
 def _split(x: Tensor, params: Tensor, log_scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -114,4 +123,4 @@ def _split(x: Tensor, params: Tensor, log_scale: Tensor | None) -> tuple[Tensor,
     return loc.flatten(1), scale.flatten(1)
 
 
-FAMILIES["gaussian"] = Family(_torch_forward, _torch_backward)
+FAMILIES["gaussian"] = Family(_family_forward, _family_backward)

@@ -115,17 +115,14 @@ def backward_in_chunks(
     x: Tensor,
     h: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     grad: Tensor,
     grad_params: Callable[[Tensor, Tensor, Tensor], Tensor],
     needs: list[bool],
-    activation: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of h (R, H), weight (P, H) and bias (P,), empty where ``needs`` says that nobody asks.
 
-    ``grad_params(x, params, grad)`` gives the gradient (rows, P) of the parameters, which are computed again:
-    ``activation(h @ weight.T + bias)``; it may overwrite them. Sums over rows run in the order of the chunks, so twice
-    the same call gives the same bits; in float32 for half precision.
+    ``grad_params(x, h, grad)`` computes the parameters of some rows again and gives their gradient (rows, P). Sums over
+    rows run in the order of the chunks, so twice the same call gives the same bits; in float32 for half precision.
     """
     num_data, wide = x.shape[0], accumulator(h)
     rows = h.view(h.shape[0] // max(num_data, 1), num_data, h.shape[1])
@@ -136,7 +133,7 @@ def backward_in_chunks(
     transposed = weight.t().contiguous() if needs[0] else weight
     for i, j in chunks(rows.shape[0], num_data, weight.shape[0], h.device):
         block = rows[i, j].flatten(0, 1)
-        by_params = grad_params(x[j], affine(block, weight, bias, activation), grad[i, j].flatten())
+        by_params = grad_params(x[j], block, grad[i, j].flatten())
         if needs[0]:
             grad_rows[i, j] = affine(by_params.to(h.dtype), transposed, None).view(rows[i, j].shape)
         if needs[1]:
