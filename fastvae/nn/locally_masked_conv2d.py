@@ -5,6 +5,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from fastvae.ops.locally_masked_conv2d import locally_masked_conv2d
+from fastvae.ops.masked_conv2d_checks import check_channels
 from fastvae.ops.orders import OrderName, generation_order
 from fastvae.ops.tap_bits import OrderMask, tap_bits
 
@@ -66,6 +67,8 @@ class LocallyMaskedConv2d(nn.Conv2d):
         order: OrderName | Any = "raster",
         size: tuple[int, int],
     ) -> None:
+        check_channels("in_channels", in_channels)
+        check_channels("out_channels", out_channels)
         bits = _bits(order, size, kernel_size, mask, dilation)  # checks what they share
         super().__init__(
             in_channels,
