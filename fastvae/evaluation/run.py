@@ -68,17 +68,17 @@ class Run:
     def plan(self, samples: range, max_bytes: int) -> Plan:
         """From one row and two rows of the real computation: the bytes of a row, the size of z, the kind of q."""
         index = self.ids.new_zeros(2)
-        q = self.proposal(self.x[index])
+        x, ids = self.x[index], self.ids[index]
+        q = self.proposal(x[:1])
         if self.refine:
             parameters_of(q)  # refuses other proposals before any work
-        z, _ = draw(q, self.seed, self.ids[index], samples.start, 1, self.noise_dtype)
+        z, _ = draw(q, self.seed, ids[:1], samples.start, 2, self.noise_dtype)
 
         def rows(count: int) -> None:
-            x = self.x[index[:count]]
-            self.proposal(x)
-            checked_log_prob(self.log_joint(x, z[:, :count]), (1, count))
+            checked_log_prob(self.log_joint(x[:1], z[:count]), (count, 1))
 
-        row_bytes = bytes_per_row(rows)
+        # what the encoder makes of a datapoint serves all of its samples
+        row_bytes = max(bytes_per_row(rows), bytes_per_row(lambda count: self.proposal(x[:count])) // len(samples))
         return make_plan(self.x.shape[0], len(samples), row_bytes, z[0, 0].numel(), max_bytes, is_addressed(q))
 
     def log_joint_chunks(self, x: Tensor, z: Tensor, plan: Plan, seen: bool) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastvae import reference
 
 from ._dispatch import choose
-from .likelihood_rows import accumulator
+from .likelihood_rows import accumulator, why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
 from .linear_rows import affine, backward_in_chunks, chunks
 
@@ -52,7 +52,7 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x:
 
 def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
     """``x`` (X, A, B), ``h`` (R, H) -> (R,)."""
-    if choose(x, h, weight, unsupported=_unsupported(h)) == "triton":
+    if choose(x, h, weight, unsupported=why_no_kernel(h)) == "triton":
         from fastvae_kernels import linear_bernoulli_log_prob as kernels
 
         return kernels.linear_bernoulli_forward(x.flatten(1).contiguous(), h.contiguous(), weight.contiguous(), bias)
@@ -132,14 +132,10 @@ def _family_backward(
         slope = torch.sub(x, p, out=p if p.dtype == x.dtype else None)
         return slope.view(-1, x.shape[1]).mul_(grad[:, None])
 
-    use_triton = choose(x, h, weight, unsupported=_unsupported(h)) == "triton"
+    use_triton = choose(x, h, weight, unsupported=why_no_kernel(h)) == "triton"
     weight = weight.contiguous()
     data = x.flatten(1) if use_triton else x.flatten(1).to(accumulator(h))
     return *backward_in_chunks(data, h, weight, grad, grad_logits, needs), h.new_empty(0)
-
-
-def _unsupported(h: Tensor) -> str | None:
-    return "the kernel takes float32, float16 and bfloat16, got float64" if h.dtype == torch.float64 else None
 
 
 FAMILIES["bernoulli"] = Family(_family_forward, _family_backward)

@@ -9,7 +9,7 @@ from fastvae import reference
 from ._dispatch import choose
 from .categorical_log_prob import _backward as _categorical_backward
 from .categorical_log_prob import _forward as _categorical_forward
-from .categorical_log_prob import _unsupported
+from .likelihood_rows import why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
 from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks
 
@@ -53,7 +53,7 @@ def linear_categorical_log_prob(
 
 
 def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
-    if choose(x, h, weight, unsupported=_unsupported(h)) == "triton":
+    if choose(x, h, weight, unsupported=why_no_kernel(h)) == "triton":
         from fastvae_kernels import linear_categorical_log_prob as kernels
 
         return kernels.linear_categorical_forward(x.contiguous(), h.contiguous(), weight.contiguous(), bias)

@@ -10,8 +10,7 @@ from fastvae import reference
 from ._dispatch import choose
 from .gaussian_log_prob import _backward as _gaussian_backward
 from .gaussian_log_prob import _forward as _gaussian_forward
-from .gaussian_log_prob import _unsupported
-from .likelihood_rows import accumulator, check_inputs
+from .likelihood_rows import accumulator, check_inputs, why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
 from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks
 
@@ -81,7 +80,7 @@ def _shared(log_scale: Tensor, x: Tensor, event_dims: int) -> Tensor:
 
 
 def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
-    if choose(x, h, weight, unsupported=_unsupported(h, weight)) == "triton":
+    if choose(x, h, weight, unsupported=why_no_kernel(h, weight)) == "triton":
         from fastvae_kernels import linear_gaussian_log_prob as kernels
 
         given = (x.contiguous(), h.contiguous(), weight.contiguous(), bias)

@@ -73,7 +73,7 @@ def categorical_config(num_rows: int, num_levels: int, inner: int) -> Config:
 def linear_categorical_forward(
     x: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """``x`` (X, A, B), ``h`` (R, H), ``weight`` (A * L * B, H), all contiguous -> (R,) float32: row r meets ``x[r % X]``."""
+    """``x`` (X, A, B), ``h`` (R, H), ``weight`` (A * L * B, H) -> (R,) float32: row r meets ``x[r % X]``."""
     (num_rows, inner), num_values = h.shape, x.shape[1] * x.shape[2]
     if num_rows == 0 or num_values == 0:
         return torch.zeros(num_rows, device=h.device, dtype=torch.float32)
