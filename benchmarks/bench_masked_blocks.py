@@ -116,7 +116,7 @@ def test_masked_block(
     size: int,
     dtype: str,
 ) -> None:
-    prepare(monkeypatch, dtype)
+    prepare(monkeypatch, dtype, which)
     layout = torch.channels_last if DEVICE == "cuda" else torch.contiguous_format  # what each is usually given
     made: dict[str, Any] = {"device": DEVICE, "dtype": DTYPES[dtype]}
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -87,11 +88,12 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, mode="max-autotune-no-cudagraphs" if COMPILE else None, dynamic=False)
 
 
-def prepare(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    """The precision of float32 products, and nothing compiled for the shapes of other cases."""
+def prepare(monkeypatch: pytest.MonkeyPatch, dtype: str, which: str) -> None:
+    """The precision of float32 products, backward passes that can be repeated, and nothing compiled for the shapes of other cases."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "tf32")
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     torch.compiler.reset()
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", which != "bwd")
 
 
 NAMES = list(layers(3, torch.float32))
@@ -197,7 +199,7 @@ def test_masked_conv2d(
     size: int,
     dtype: str,
 ) -> None:
-    prepare(monkeypatch, dtype)
+    prepare(monkeypatch, dtype, which)
     layout = torch.channels_last if DEVICE == "cuda" else torch.contiguous_format  # what each is usually given
     made = {"device": DEVICE, "dtype": DTYPES[dtype]}
     torch.manual_seed(0)

@@ -60,8 +60,8 @@ for name in "${suites[@]}"; do
   (($#)) && seconds=$(((end - SECONDS) / left_over)) || seconds=150
   left_over=$((left_over - 1))
   # stopped by the time, it still writes what it has measured
-  part "$name" "$seconds" "$python" -m pytest "benchmarks/$name.py" -q -p no:cacheprovider -o addopts=--import-mode=importlib \
-    --benchmark-json="$out/$name.json"
+  part "$name" "$seconds" "$python" -m pytest "benchmarks/$name.py" -q -p no:cacheprovider \
+    -o addopts=--import-mode=importlib --benchmark-json="$out/$name.json"
   [[ -s $out/$name.json ]] && results+=("$out/$name.json")
 done
 rm -f "$out/part.txt"
