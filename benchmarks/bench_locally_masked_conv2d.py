@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import memory
+from benchmarks.bench_masked_conv2d import best_rate, graphed
 from benchmarks.environment import device
 from benchmarks.pairs import interleaved, synchronized
 from fastvae import ops, reference
@@ -39,9 +40,14 @@ def im2col(x: Tensor, weight: Tensor, bias: Tensor, live: Tensor) -> Tensor:
     return (weight.flatten(1) @ columns + bias[:, None]).view(x.shape[0], -1, *x.shape[2:])
 
 
-def layers(name: Any, in_channels: int, kernel_size: int, size: int, dtype: torch.dtype) -> dict[str, Layer]:
+def bits_of(name: Any, kernel_size: int, size: int) -> Tensor:
+    """(H, W): what each pixel may see, nothing of it outside the image."""
     order = ops.generation_order(name, (size, size), seed=0 if name == "random" else None)
-    bits = ops.tap_bits(order, (size, size), kernel_size, mask="B").to(DEVICE)
+    return ops.tap_bits(order, (size, size), kernel_size, mask="B").to(DEVICE)
+
+
+def layers(name: Any, in_channels: int, kernel_size: int, size: int, dtype: torch.dtype) -> dict[str, Layer]:
+    bits = bits_of(name, kernel_size, size)
     live = reference.unpack_tap_bits(bits, kernel_size).flatten(1).to(dtype).repeat(in_channels, 1)
     found: dict[str, Layer] = {
         BASELINE: lambda *t: im2col(*t, live),
@@ -123,7 +129,21 @@ def test_locally_masked_conv2d(
     ours, theirs = (step(found[n], inputs, grad_y, which) for n in (implementation, BASELINE))
     pairs = interleaved(ours, theirs, rounds=ROUNDS, min_seconds=MIN_SECONDS)
     benchmark.pedantic(synchronized(ours), rounds=3, iterations=1, warmup_rounds=1)
-    benchmark.extra_info.update(pairs, implementation=implementation, baseline=BASELINE, batch=BATCH)
+
+    live = int(reference.unpack_tap_bits(bits_of(name, kernel_size, SIZE), kernel_size).sum())  # taps of all pixels
+    products = 1 if which == "fwd" else 3 if inputs[0].requires_grad else 2
+    operations = 2 * BATCH * live * in_channels * out_channels * products
+    rate, limit = operations / pairs["candidate_s"], best_rate(DTYPE, False)
+    benchmark.extra_info.update(
+        pairs,
+        implementation=implementation,
+        baseline=BASELINE,
+        batch=BATCH,
+        **{"TFLOP/s": rate / 1e12, "limit_TFLOP/s": limit / 1e12, "of_limit": rate / limit},
+    )
+    if DEVICE == "cuda":
+        graphs = interleaved(graphed(ours), graphed(theirs), rounds=ROUNDS, min_seconds=MIN_SECONDS)
+        benchmark.extra_info.update({f"graph_{key}": value for key, value in graphs.items()})
 
 
 # The peak of a process is known to the system only, so each measurement on the CPU takes a process of its own: what

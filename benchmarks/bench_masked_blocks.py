@@ -1,10 +1,10 @@
 """Gated and residual blocks beside what people write: what does one pass save, from the mask to the gate?
 
-The shapes and options are those of bench_masked_conv2d.py. On a card torch.compile of the block is always there.
+The options are those of bench_masked_conv2d.py, and FASTVAE_BENCH=full measures its grid. On a card torch.compile of
+the cropped block is always there; FASTVAE_BENCH_COMPILE=1 tunes it longer and adds that of the masked weight.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
@@ -16,23 +16,30 @@ from benchmarks.bench_masked_conv2d import (
     BASELINE,
     COMPILE,
     DEVICE,
+    DTYPES,
+    FULL,
     MIN_SECONDS,
     PASSES,
     ROUNDS,
     TINY,
     batch_of,
     best_rate,
+    compiled,
     cropped,
     graphed,
     masked_weight,
     peak_mebibytes,
+    prepare,
     step,
+)
+from benchmarks.bench_masked_conv2d import (
+    SHAPES as GRID,
 )
 from benchmarks.pairs import interleaved, synchronized
 from fastvae import ops, reference
 
 SHAPES = [(3, 16, 8)] if TINY else [(3, 64, 28), (3, 128, 28), (5, 64, 32)] + [(7, 32, 28)] * (DEVICE == "cpu")
-DTYPE = torch.float32 if DEVICE == "cpu" else torch.bfloat16
+NAMED = DTYPES if FULL else dict([next(iter(DTYPES.items()))])  # float32 on a CPU, bfloat16 on a card
 Block = Callable[..., Tensor]
 
 
@@ -60,23 +67,10 @@ def blocks(kind: str, kernel_size: int, dtype: torch.dtype) -> dict[str, Block]:
     found = {BASELINE: written_with(masked_weight), "fastvae": ours, "cropped": written_with(cropped)}
     if DEVICE == "cuda":
         found["fastvae kernels"] = kernels
-    if COMPILE or (DEVICE == "cuda" and not TINY):
-        found["compiled cropped"] = compiled(kind, kernel_size, dtype)
+    for convolve in (masked_weight, cropped) if COMPILE else (cropped,) if DEVICE == "cuda" and not TINY else ():
+        name = BASELINE if convolve is masked_weight else "cropped"
+        found[f"compiled {name}"] = compiled(written_with(convolve))
     return found
-
-
-@cache
-def compiled(kind: str, kernel_size: int, dtype: torch.dtype) -> Block:
-    mask = reference.raster_mask(kernel_size, "B", dtype=dtype, device=torch.device(DEVICE))
-
-    def block(x: Tensor, weight: Tensor, bias: Tensor, other: Tensor) -> Tensor:
-        h = cropped(x, weight, bias, mask)
-        if kind == "residual":
-            return other + h.relu()
-        f, g = (h + other).chunk(2, 1)
-        return f.tanh() * g.sigmoid()
-
-    return torch.compile(block)
 
 
 def check(block: Block, baseline: Block, exact: Block, inputs: list[Tensor], grad_y: Tensor) -> None:
@@ -96,21 +90,35 @@ def cases() -> list[Any]:
             kind,
             which,
             *shape,
-            marks=pytest.mark.benchmark(group=f"{kind} block {which}, k={shape[0]} C={shape[1]} {shape[2]}x{shape[2]}"),
+            dtype,
+            marks=pytest.mark.benchmark(
+                group=f"{kind} block {which} {dtype}, k={shape[0]} C={shape[1]} {shape[2]}x{shape[2]}"
+            ),
         )
+        for dtype in NAMED
+        for shape in (GRID if FULL else SHAPES)
         for kind in ("gated", "residual")
+        if kind == "gated" or shape[0] < 7 or FULL
         for which in PASSES
-        for shape in (SHAPES if kind == "gated" else SHAPES[:1])
         for name in blocks(kind, 3, torch.float32)
     ]
 
 
-@pytest.mark.parametrize(("name", "kind", "which", "kernel_size", "channels", "size"), cases())
+@pytest.mark.parametrize(("name", "kind", "which", "kernel_size", "channels", "size", "dtype"), cases())
 def test_masked_block(
-    benchmark: Any, name: str, kind: str, which: str, kernel_size: int, channels: int, size: int
+    benchmark: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: str,
+    which: str,
+    kernel_size: int,
+    channels: int,
+    size: int,
+    dtype: str,
 ) -> None:
+    prepare(monkeypatch, dtype, which)
     layout = torch.channels_last if DEVICE == "cuda" else torch.contiguous_format  # what each is usually given
-    made: dict[str, Any] = {"device": DEVICE, "dtype": DTYPE}
+    made: dict[str, Any] = {"device": DEVICE, "dtype": DTYPES[dtype]}
     torch.manual_seed(0)
     batch, out = batch_of(size), 2 * channels if kind == "gated" else channels
     x = torch.randn(batch, channels, size, size, **made).to(memory_format=layout)
@@ -118,7 +126,7 @@ def test_masked_block(
     other = torch.randn(batch, out, size, size, **made).to(memory_format=layout)
     inputs = [t.requires_grad_() for t in (x, weight, torch.randn(out, **made), other)]
     grad_y = torch.randn(batch, channels, size, size, **made).to(memory_format=layout)
-    found = blocks(kind, kernel_size, DTYPE)
+    found = blocks(kind, kernel_size, DTYPES[dtype])
 
     check(found[name], found[BASELINE], blocks(kind, kernel_size, torch.float64)[BASELINE], inputs, grad_y)
     ours, theirs = (step(found[n], inputs, grad_y, which) for n in (name, BASELINE))
@@ -128,7 +136,7 @@ def test_masked_block(
 
     live = reference.count_live_taps(kernel_size, "B")
     operations = 2 * batch * size**2 * channels * out * live * {"fwd": 1, "bwd": 2, "fwd+bwd": 3}[which]
-    rate, limit = operations / pairs["candidate_s"], best_rate(DTYPE, False)
+    rate, limit = operations / pairs["candidate_s"], best_rate(DTYPES[dtype], dtype == "tf32")
     benchmark.extra_info.update(
         pairs,
         implementation=name,

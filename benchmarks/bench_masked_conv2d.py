@@ -1,7 +1,7 @@
 """Masked convolution beside what people write: how much of the work that the mask throws away is saved?
 
-FASTVAE_BENCH=tiny shrinks every case to a rehearsal, FASTVAE_BENCH=full measures the whole grid of shapes (most of an
-hour on a CPU); FASTVAE_BENCH_COMPILE=1 adds torch.compile of the baselines everywhere (minutes on a CPU).
+FASTVAE_BENCH=tiny shrinks every case to a rehearsal, FASTVAE_BENCH=full measures the whole grid of shapes, dtypes and
+passes (most of an hour on a CPU); FASTVAE_BENCH_COMPILE=1 adds torch.compile of the baselines everywhere (minutes).
 """
 
 import os
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from benchmarks.pairs import interleaved, synchronized
 from fastvae import ops, reference
 
 DEVICE = device()
-TINY = os.environ.get("FASTVAE_BENCH") == "tiny"
+TINY, FULL = (os.environ.get("FASTVAE_BENCH") == name for name in ("tiny", "full"))
 COMPILE = os.environ.get("FASTVAE_BENCH_COMPILE") == "1"
 IMAGES = 2 if TINY else 16 if DEVICE == "cpu" else 64  # of 28 x 28 pixels; as many pixels of other sizes
 ROUNDS, MIN_SECONDS = (3, 1e-4) if TINY else (11, 0.02) if DEVICE == "cpu" else (7, 0.005)
@@ -28,7 +29,7 @@ ROUNDS, MIN_SECONDS = (3, 1e-4) if TINY else (11, 0.02) if DEVICE == "cpu" else 
 SHAPES = [(k, channels, 28) for k in (3, 5, 7) for channels in (64, 128)]
 if DEVICE == "cpu":
     SHAPES += [(3, 32, 28), (3, 120, 28), (3, 256, 28), (3, 64, 32), (3, 64, 64)]
-if os.environ.get("FASTVAE_BENCH") == "full":
+if FULL:
     SHAPES = [(k, channels, size) for k in (3, 5, 7) for channels in (32, 64, 120, 128, 256) for size in (28, 32, 64)]
 if TINY:
     SHAPES = [(3, 16, 8)]
@@ -37,7 +38,9 @@ DTYPES = (
     if DEVICE == "cpu"
     else {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 )
-PASSES = ("fwd", "bwd", "fwd+bwd") if DEVICE == "cpu" else ("fwd", "fwd+bwd")
+if FULL and DEVICE == "cuda":
+    DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
+PASSES = ("fwd", "bwd", "fwd+bwd") if DEVICE == "cpu" or FULL else ("fwd", "fwd+bwd")
 BASELINE = "masked weight"
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -76,8 +79,21 @@ def layers(kernel_size: int, dtype: torch.dtype) -> dict[str, Layer]:
     if DEVICE == "cuda":
         found["fastvae kernels"] = kernels
     for name in (BASELINE, "cropped") if COMPILE else ():
-        found[f"compiled {name}"] = torch.compile(found[name], mode="max-autotune-no-cudagraphs")
+        found[f"compiled {name}"] = compiled(found[name])
     return found
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For one shape: code for shapes that vary is slower, and after a few of them nothing is compiled any more."""
+    return torch.compile(function, mode="max-autotune-no-cudagraphs" if COMPILE else None, dynamic=False)
+
+
+def prepare(monkeypatch: pytest.MonkeyPatch, dtype: str, which: str) -> None:
+    """The precision of float32 products, backward passes that can be repeated, and nothing compiled for the shapes of other cases."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "tf32")
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    torch.compiler.reset()
+    monkeypatch.setattr(torch._functorch.config, "donated_buffer", which != "bwd")
 
 
 NAMES = list(layers(3, torch.float32))
@@ -112,12 +128,12 @@ def step(layer: Layer, inputs: list[Tensor], grad_y: Tensor, which: str) -> Call
     return lambda: torch.autograd.grad(layer(*inputs), inputs, grad_y)
 
 
-def check(layer: Layer, baseline: Layer, inputs: list[Tensor], grad_y: Tensor) -> None:
-    """Right before fast: on two images, at most twice the error of the baseline against float64."""
-    few = [inputs[0][:2], *inputs[1:]]
+def check(layer: Layer, baseline: Layer, inputs: list[Tensor], grad_y: Tensor, *, images: int = 2) -> None:
+    """Right before fast: on a few images, at most twice the error of the baseline against float64."""
+    few = [inputs[0][:images], *inputs[1:]]
     whole = layers(inputs[1].shape[-1], torch.float64)[BASELINE]
     wide = [t.detach().double().requires_grad_() for t in few]
-    exact = [whole(*wide), *torch.autograd.grad(whole(*wide), wide, grad_y[:2].double())]
+    exact = [whole(*wide), *torch.autograd.grad(whole(*wide), wide, grad_y[:images].double())]
     for got, other, want in zip(results(layer, few, grad_y), results(baseline, few, grad_y), exact, strict=True):
         rounding = 8 * torch.finfo(got.dtype).eps * want.abs().max()
         assert (got - want).abs().max() <= 2 * (other - want).abs().max() + rounding
@@ -165,9 +181,9 @@ def cases() -> list[Any]:
             ),
         )
         for dtype in DTYPES
+        for kernel_size, channels, size in SHAPES  # all passes of a shape, so that the first minutes tell something
+        if dtype != "float32" or DEVICE == "cpu" or FULL or kernel_size == 3  # three tf32 products are slow
         for which in PASSES
-        for kernel_size, channels, size in SHAPES
-        if dtype != "float32" or DEVICE == "cpu" or kernel_size == 3  # three tf32 products: one case tells enough
         for name in NAMES
     ]
 
@@ -183,8 +199,7 @@ def test_masked_conv2d(
     size: int,
     dtype: str,
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "tf32")
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    prepare(monkeypatch, dtype, which)
     layout = torch.channels_last if DEVICE == "cuda" else torch.contiguous_format  # what each is usually given
     made = {"device": DEVICE, "dtype": DTYPES[dtype]}
     torch.manual_seed(0)
@@ -195,7 +210,8 @@ def test_masked_conv2d(
     grad_y = torch.randn(batch, channels, size, size, **made).to(memory_format=layout)
     found = layers(kernel_size, DTYPES[dtype])
 
-    check(found[name], found[BASELINE], inputs, grad_y)
+    images = batch if name.startswith("compiled") else 2  # fewer would be compiled once more
+    check(found[name], found[BASELINE], inputs, grad_y, images=images)
     ours, theirs = (step(found[n], inputs, grad_y, which) for n in (name, BASELINE))
     pairs = interleaved(ours, theirs, rounds=ROUNDS, min_seconds=MIN_SECONDS)
     iterations = max(1, round(MIN_SECONDS / pairs["candidate_s"]))

@@ -1,11 +1,23 @@
 #!/usr/bin/env bash
 # benchmarks/on_gpu.sh OUT: tests on the card, then the suites, on a CUDA machine from a plain checkout: no network, no
 # installation. Results, log and plot go into OUT; a short table comes last. Everything stays within nine minutes.
+# benchmarks/on_gpu.sh OUT SUITE...: only these suites, for example bench_masked_blocks, on their whole grids and beside
+# compiled baselines. What the time does not suffice for is left out; PYTEST_ADDOPTS="-k 'float16 and bwd'" picks a part.
 set -uo pipefail
-out=$(realpath -m "${1:?usage: benchmarks/on_gpu.sh OUT}")
+out=$(realpath -m "${1:?usage: benchmarks/on_gpu.sh OUT [SUITE...]}")
+shift
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
 python=${PYTHON:-python3}
+suites=("$@")
+for suite in "$@"; do
+  [[ -f benchmarks/$suite.py ]] || { echo "no suite benchmarks/$suite.py" >&2; exit 2; }
+done
+if (($#)); then
+  export FASTVAE_BENCH=${FASTVAE_BENCH:-full} FASTVAE_BENCH_COMPILE=${FASTVAE_BENCH_COMPILE:-1}
+else
+  for suite in benchmarks/bench_*.py; do suites+=("$(basename "$suite" .py)"); done
+fi
 export PYTHONPATH=.:kernels MPLBACKEND=Agg
 log=$out/log.txt
 : >"$log"
@@ -41,12 +53,15 @@ if [[ ${FASTVAE_BENCH:-} != tiny ]] && ! "$python" -c "import torch, sys; sys.ex
   echo "no CUDA device: nothing to measure (FASTVAE_BENCH=tiny rehearses this script on a CPU)" | tee -a "$log"
   exit 1
 fi
-part tests 160 "$python" -m pytest tests/gpu -m gpu -q -p no:cacheprovider -o addopts="--import-mode=importlib -ra"
+(($#)) || part tests 160 "$python" -m pytest tests/gpu -m gpu -q -p no:cacheprovider -o addopts="--import-mode=importlib -ra"
 results=()
-for suite in benchmarks/bench_*.py; do
-  name=$(basename "$suite" .py)
-  part "$name" 150 "$python" -m pytest "$suite" -q -p no:cacheprovider -o addopts=--import-mode=importlib \
-    --benchmark-json="$out/$name.json"
+left_over=${#suites[@]}
+for name in "${suites[@]}"; do
+  (($#)) && seconds=$(((end - SECONDS) / left_over)) || seconds=150
+  left_over=$((left_over - 1))
+  # stopped by the time, it still writes what it has measured
+  part "$name" "$seconds" "$python" -m pytest "benchmarks/$name.py" -q -p no:cacheprovider \
+    -o addopts=--import-mode=importlib --benchmark-json="$out/$name.json"
   [[ -s $out/$name.json ]] && results+=("$out/$name.json")
 done
 rm -f "$out/part.txt"
