@@ -11,7 +11,9 @@ from tqdm.auto import tqdm
 from fastvae.distributions import checked_data
 from fastvae.ops._dispatch import choose
 
-from .draw import draw, is_addressed
+from .clamps import ClampedProbabilities
+from .conditioned import Conditioned, conditioned
+from .draw import Latent, chunk, draw, is_addressed, latent_size
 from .fused_layers import fused_layers
 from .log_weights import LogWeights
 from .plan import Plan, bytes_per_row, default_max_bytes, make_plan
@@ -26,8 +28,9 @@ def log_likelihood(
     x: Tensor,
     model: Any = None,
     *,
-    proposal: Callable[[Tensor], Any] | None = None,
-    log_joint: Callable[[Tensor, Tensor], Tensor] | None = None,
+    proposal: Callable[..., Any] | None = None,
+    log_joint: Callable[..., Tensor] | None = None,
+    condition: Tensor | None = None,
     num_samples: int,
     seed: int = 0,
     ids: Tensor | None = None,
@@ -58,7 +61,10 @@ def log_likelihood(
         proposal: instead of ``model``, ``proposal(x)`` for x (n, ...): a Distribution with batch (n,), or anything with
             ``rsample`` or ``sample`` and ``log_prob``, or ``rsample_and_log_prob``.
         log_joint: instead of ``model``, ``log_joint(x, z)`` for x (n, ...), z (k, n, ...): log p(x, z) (k, n) in nats.
-            It is called for chunks of datapoints and samples.
+            It is called for chunks of datapoints and samples. z is a tuple where the proposal draws tuples. Models of
+            other styles fit as :mod:`fastvae.evaluation.adapters` tells.
+        condition: (N, ...) labels or whatever else a conditional model takes beside x: ``proposal(x, condition)`` and
+            ``log_joint(x, z, condition)`` are called with the rows of their datapoints.
         num_samples: M, at least 1.
         seed: an integer in [0, 2^64).
         ids: (N,) int64 in [0, 2^32), the global numbers of the datapoints; 0, 1, ... by default. A test set evaluated
@@ -105,15 +111,16 @@ def log_likelihood(
     modules = _modules(model, proposal, log_joint, *modules)
     _check_device(x, modules)
     ids = _checked_ids(ids, x)
+    data = x if condition is None else Conditioned(x, condition)
     weights = LogWeights(x.shape[0], device=x.device)
     with ExitStack() as contexts:
         contexts.enter_context(torch.no_grad())
         contexts.enter_context(_evaluation_mode(modules))
         if choose(x) == "torch":
             contexts.enter_context(fused_layers(modules))
-        proposal, log_joint = _callables(model, proposal, log_joint)
+        proposal, log_joint = _callables(model, proposal, log_joint, condition)
         if x.shape[0]:
-            run = _Run(x, ids, proposal, log_joint, seed, _noise_dtype(x, modules))
+            run = _Run(data, ids, proposal, log_joint, seed, _noise_dtype(x, modules))
             _keep_freed_memory()
             budget = default_max_bytes(x.device) if max_bytes is None else max_bytes
             total = x.shape[0] * num_samples
@@ -128,10 +135,10 @@ class _Run:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Tensor | Conditioned,
         ids: Tensor,
-        proposal: Callable[[Tensor], Any],
-        log_joint: Callable[[Tensor, Tensor], Tensor],
+        proposal: Callable[..., Any],
+        log_joint: Callable[..., Tensor],
         seed: int,
         noise_dtype: torch.dtype,
     ) -> None:
@@ -147,7 +154,7 @@ class _Run:
             for first in range(samples.start, samples.stop, plan.samples):
                 count = min(plan.samples, samples.stop - first)
                 z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
-                log_joint = self.log_joint_chunks(x, z, plan, seen=first > samples.start)
+                log_joint = self.log_joint_chunks(x, z, count, plan, seen=first > samples.start)
                 weights.update(log_joint - log_q, points)
                 bar.update(count * x.shape[0])
             if on_bad == "raise":
@@ -162,22 +169,24 @@ class _Run:
         def rows(count: int) -> None:
             x = self.x[index[:count]]
             self.proposal(x)
-            _checked(self.log_joint(x, z[:, :count]), (1, count))
+            with ClampedProbabilities() if count == 1 else nullcontext():
+                _checked(self.log_joint(x, chunk(z, slice(1), slice(count))), (1, count))
 
         row_bytes = bytes_per_row(rows)
-        return make_plan(self.x.shape[0], len(samples), row_bytes, z[0, 0].numel(), max_bytes, is_addressed(q))
+        return make_plan(self.x.shape[0], len(samples), row_bytes, latent_size(z), max_bytes, is_addressed(q))
 
-    def log_joint_chunks(self, x: Tensor, z: Tensor, plan: Plan, seen: bool) -> Tensor:
-        """``x`` (n, ...), ``z`` (k, n, ...) -> log p(x, z) (k, n)."""
+    def log_joint_chunks(self, x: Tensor | Conditioned, z: Latent, count: int, plan: Plan, seen: bool) -> Tensor:
+        """``x`` (n, ...), ``z`` (count, n, ...) -> log p(x, z) (count, n)."""
         columns = []
         for i in range(0, x.shape[0], plan.chunk_points):
             some = slice(i, i + plan.chunk_points)
             parts = []
-            for j in range(0, z.shape[0], plan.chunk_samples):
-                chunk = z[j : j + plan.chunk_samples, some]
+            for j in range(0, count, plan.chunk_samples):
+                rows = slice(j, min(j + plan.chunk_samples, count))
                 # the likelihood looks at the values of x once, not for every chunk
                 with checked_data() if seen or j else nullcontext():
-                    parts.append(_checked(self.log_joint(x[some], chunk), tuple(chunk.shape[:2])))
+                    log_joint = self.log_joint(x[some], chunk(z, rows, some))
+                parts.append(_checked(log_joint, (rows.stop - rows.start, x[some].shape[0])))
             columns.append(torch.cat(parts))
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
@@ -205,15 +214,20 @@ def _raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:
 
 
 def _callables(
-    model: Any, proposal: Callable[[Tensor], Any] | None, log_joint: Callable[[Tensor, Tensor], Tensor] | None
-) -> tuple[Callable[[Tensor], Any], Callable[[Tensor, Tensor], Tensor]]:
+    model: Any,
+    proposal: Callable[..., Any] | None,
+    log_joint: Callable[..., Tensor] | None,
+    condition: Tensor | None,
+) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
     if model is None:
         if proposal is None or log_joint is None:
             raise TypeError("pass a model, or both proposal= and log_joint=")
         for name, part in (("proposal", proposal), ("log_joint", log_joint)):
             if not callable(part):
                 raise TypeError(f"{name} must be callable, got {type(part).__name__}")
-        return proposal, log_joint
+        return (proposal, log_joint) if condition is None else conditioned(proposal, log_joint)
+    if condition is not None:
+        raise TypeError("condition goes with proposal=(x, condition) and log_joint=(x, z, condition), not with a model")
     if proposal is not None or log_joint is not None:
         raise TypeError("pass either a model or proposal= and log_joint=, not both")
     missing = [name for name in ("proposal", "prior", "likelihood") if not callable(getattr(model, name, None))]
