@@ -27,7 +27,9 @@ __all__ = [
     "load_model",
     "load_state",
     "read_config",
+    "read_tensors",
     "read_training",
+    "replace_file",
     "save",
     "training_file",
     "write_training",
@@ -74,7 +76,7 @@ def create(folder: str | Path, model: nn.Module, *, info: Mapping[str, Any] | No
     config = _describe(model) | {"format": FORMAT, "fastvae": _version(), "info": dict(info or {})}
     content = _json(config, "info")
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / _CONFIG, content.encode())
+    replace_file(folder / _CONFIG, content.encode())
 
 
 def write_weights(
@@ -82,13 +84,13 @@ def write_weights(
 ) -> None:
     """Replace the weights to use, in one step; ``about`` says where they come from (epoch, loss)."""
     metadata = {"about": _json(dict(about or {}), "about")}  # one entry: safetensors shuffles several
-    _replace(Path(folder) / _WEIGHTS, safetensors.torch.save(_on_cpu(tensors), metadata))
+    replace_file(Path(folder) / _WEIGHTS, safetensors.torch.save(_on_cpu(tensors), metadata))
 
 
 def write_training(folder: str | Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Replace the state of a run in one step: ``tensors``, and ``state`` as JSON can hold it."""
     metadata = {"state": _json(state, "state")}
-    _replace(Path(folder) / _TRAINING, safetensors.torch.save(_on_cpu(tensors), metadata))
+    replace_file(Path(folder) / _TRAINING, safetensors.torch.save(_on_cpu(tensors), metadata))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def read_training(folder: str | Path, model: nn.Module) -> tuple[dict[str, Tenso
         if stored[key] != ours[key]:
             raise ValueError(f"{folder} holds another model: its {key} is {stored[key]}, expected {ours[key]}")
     path = training_file(folder)
-    tensors, metadata = _read(path)
+    tensors, metadata = read_tensors(path)
     try:
         state = json.loads(metadata["state"])
     except (KeyError, json.JSONDecodeError) as error:
@@ -173,7 +175,7 @@ def load_model(
     path = Path(folder) / (_WEIGHTS if weights == "best" else _TRAINING)
     if weights == "best" and not path.is_file() and (Path(folder) / _TRAINING).is_file():
         raise ValueError(f"{folder} has no validated weights yet: resume its training, or ask for weights='last'")
-    tensors, _ = _read(path)
+    tensors, _ = read_tensors(path)
     if weights == "last":
         tensors = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
     model.to(_floating_dtype(tensors))
@@ -229,7 +231,12 @@ def _floating_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     return floating[0] if floating else torch.get_default_dtype()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
     if not path.is_file():
         raise ValueError(f"{path.parent} is incomplete: {path.name} is missing")
     try:
@@ -239,7 +246,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is truncated or damaged: {error}") from error
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write beside, force to disk, then rename: readers see the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:

@@ -17,14 +17,14 @@ MAY_IMPORT = {
     "distributions": {"ops", "nn"},
     "models": {"ops", "nn", "distributions"},
     "objectives": {"ops", "distributions"},
-    "evaluation": {"ops", "distributions"},
+    "evaluation": {"ops", "distributions", "checkpoint", "figures", "__version__"},
     "sampling": {"ops"},
     "acceleration": {"nn", "ops"},
     "data": set(),
     "timing": set(),
     "checkpoint": {"__version__"},
     "training": {"objectives", "checkpoint"},
-    "figures": {"evaluation"},
+    "figures": set(),
 }
 FREE = {"commands", "__main__", "__init__"}
 

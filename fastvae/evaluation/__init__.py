@@ -2,9 +2,22 @@
 
 from . import adapters
 from .active_units import active_units
+from .blocks import BoundCurve, Jackknife
 from .khat import pareto_khat
 from .log_likelihood import log_likelihood
 from .log_weights import LogWeights, MeanLogProb
+from .origin import Origin
 from .result import LogLikelihood
 
-__all__ = ["LogLikelihood", "LogWeights", "MeanLogProb", "active_units", "adapters", "log_likelihood", "pareto_khat"]
+__all__ = [
+    "BoundCurve",
+    "Jackknife",
+    "LogLikelihood",
+    "LogWeights",
+    "MeanLogProb",
+    "Origin",
+    "active_units",
+    "adapters",
+    "log_likelihood",
+    "pareto_khat",
+]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from .conditioned import Conditioned, conditioned
 from .draw import Latent, chunk, draw, is_addressed, latent_size
 from .fused_layers import fused_layers
 from .log_weights import LogWeights
+from .origin import Origin
 from .plan import Plan, bytes_per_row, default_max_bytes, make_plan
 from .result import LogLikelihood
 
@@ -80,7 +82,8 @@ def log_likelihood(
 
     Returns:
         :class:`fastvae.evaluation.LogLikelihood`: ``log_prob``, ``std_error``, ``ess``, ``khat``, ``elbo``, ``bias``
-        (N,) float64, ``mean()``, ``bits_per_dim()``, ``merge(other)``; printing it shows the summary.
+        (N,) float64, ``curve``, ``jackknife``, ``mean()``, ``bits_per_dim()``, ``extend(num_samples)``,
+        ``merge(other)``, ``join(parts)``, ``save(path)``, ``to_dict()``, ``plot()``; printing it shows the summary.
 
     Raises:
         TypeError: if an argument is of the wrong kind.
@@ -112,6 +115,20 @@ def log_likelihood(
     _check_device(x, modules)
     ids = _checked_ids(ids, x)
     data = x if condition is None else Conditioned(x, condition)
+    more = partial(
+        _more,
+        x,
+        model,
+        proposal=proposal,
+        log_joint=log_joint,
+        condition=condition,
+        seed=seed,
+        ids=ids,
+        max_bytes=max_bytes,
+        progress=progress,
+        on_bad=on_bad,
+        modules=modules,
+    )
     weights = LogWeights(x.shape[0], device=x.device)
     with ExitStack() as contexts:
         contexts.enter_context(torch.no_grad())
@@ -127,7 +144,13 @@ def log_likelihood(
             bar = tqdm(total=total, desc="log p(x)", unit="sample", unit_scale=True, disable=_hidden(progress))
             with bar:
                 run.all(weights, range(first_sample, first_sample + num_samples), budget, on_bad, bar)
-    return LogLikelihood(weights, x[:1].numel() if x.shape[0] else 0)
+    origin = Origin(seed, ids.cpu().clone(), ((first_sample, first_sample + num_samples),))
+    return LogLikelihood(weights, x.shape[1:].numel(), origin, more)
+
+
+def _more(x: Tensor, model: Any, first_sample: int, num_samples: int, **options: Any) -> LogLikelihood:
+    """Further samples of the same evaluation, for ``LogLikelihood.extend``."""
+    return log_likelihood(x, model, first_sample=first_sample, num_samples=num_samples, **options)
 
 
 class _Run:
@@ -155,7 +178,7 @@ class _Run:
                 count = min(plan.samples, samples.stop - first)
                 z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
                 log_joint = self.log_joint_chunks(x, z, count, plan, seen=first > samples.start)
-                weights.update(log_joint - log_q, points)
+                weights.update(log_joint - log_q, points, first_sample=first)
                 bar.update(count * x.shape[0])
             if on_bad == "raise":
                 _raise_if_bad(weights.num_bad[points], ids, len(samples))

@@ -1,18 +1,24 @@
 """The importance weights of many datapoints, kept as a small state that chunks enter and that joins others."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fastvae import ops
 
+from . import stored
+from .blocks import BoundCurve, Jackknife, bound_curve, effective_samples, jackknife, levels, log_mean, relative
 from .khat import pareto_khat
 
-__all__ = ["LogWeights", "MeanLogProb"]
+__all__ = ["LogWeights", "MeanLogProb", "mean_log_prob"]
 
 _TAIL = 256  # largest log-weights kept: enough for k-hat up to M = 7000 by the usual rule, and a fair tail beyond
+_BLOCKS = 32  # the jackknife's error is known to 13 %, and the curve has 5 doublings below M
+_FILE = {"blocks": (3, torch.float64), "largest": (2, torch.float64)}
 
 
 @dataclass(frozen=True)
@@ -40,25 +46,39 @@ class MeanLogProb:
         )
 
 
+def mean_log_prob(log_prob: Tensor, std_error: Tensor, trusted: Tensor) -> MeanLogProb:
+    """Of N datapoints, from the figures of each."""
+    n = log_prob.shape[0]
+    return MeanLogProb(
+        value=float(log_prob.mean()),
+        monte_carlo_error=float(std_error.square().sum().sqrt()) / n if n else math.nan,
+        data_error=float(log_prob.std()) / math.sqrt(n) if n > 1 else math.nan,
+        num_points=n,
+        num_untrusted=int((~trusted).sum()),
+    )
+
+
 class LogWeights:
     r"""Streaming estimate of :math:`\log \frac1M \sum_m w_m` for N datapoints, with its errors and diagnostics.
 
-    Eight float64 numbers and the 256 largest log-weights are kept for each datapoint, however many samples enter.
-    Chunks may come in any size and order, and states from other processes merge: the result is that of one logsumexp
-    to float64 rounding.
+    For each of 32 blocks of samples eight float64 numbers are kept, and the 256 largest log-weights: 4 KiB for each
+    datapoint, however many samples enter. Chunks may come in any size and order, and states from other processes merge:
+    the result is that of one logsumexp to float64 rounding.
 
     Attributes:
-        state: (8, N) float64, see :func:`fastvae.ops.empty_log_weights`.
+        blocks: (8, B, N) float64, the states of B blocks of samples, see :func:`fastvae.ops.empty_log_weights` for
+            their rows. Sample m is in block ``m mod B``.
         largest: (T, N) float64, the largest log-weights, padded with -inf.
 
     Args:
         num_points: N.
         tail: T, how many of the largest log-weights to keep for :attr:`khat`; 0 for none, and then no
             datapoint is ever :attr:`trusted`.
+        num_blocks: B, a power of two, for :attr:`jackknife` and :attr:`curve`.
         device: where the state lives.
 
     Raises:
-        ValueError: if ``num_points`` or ``tail`` is negative.
+        ValueError: if ``num_points`` or ``tail`` is negative, or ``num_blocks`` is no power of two.
 
     Example:
         >>> weights = LogWeights(num_points=2)
@@ -68,112 +88,241 @@ class LogWeights:
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
-    def __init__(self, num_points: int, *, tail: int = _TAIL, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        num_points: int,
+        *,
+        tail: int = _TAIL,
+        num_blocks: int = _BLOCKS,
+        device: torch.device | str | None = None,
+    ) -> None:
         if tail < 0:
             raise ValueError(f"tail must not be negative, got {tail}")
-        self.state = ops.empty_log_weights(num_points, device)
+        if num_blocks < 1 or num_blocks & (num_blocks - 1):
+            raise ValueError(f"num_blocks must be a power of two, got {num_blocks}")
+        empty = ops.empty_log_weights(num_points, device)
+        self.blocks = empty[:, None].repeat(1, num_blocks, 1)
         self.largest = torch.full((tail, num_points), -torch.inf, dtype=torch.float64, device=device)
 
-    def update(self, log_w: Tensor, points: slice = slice(None)) -> None:
+    @classmethod
+    def _of(cls, blocks: Tensor, largest: Tensor) -> "LogWeights":
+        made = object.__new__(cls)
+        made.blocks, made.largest = blocks, largest
+        return made
+
+    def update(self, log_w: Tensor, points: slice = slice(None), *, first_sample: int | None = None) -> None:
         """Let samples enter.
 
         Args:
             log_w: (K, n) log-weights in nats of the n datapoints in ``points``. -inf is a zero weight and counts; nan
                 and +inf poison the datapoint: its figures become nan and :attr:`num_bad` tells how many there were.
             points: which datapoints; all by default.
+            first_sample: the number of the first of the K samples, which decides on their blocks; by default they
+                follow those that the datapoints have, which is read from the device of the state.
 
         Raises:
             TypeError: if ``log_w`` is not floating point.
-            ValueError: if shapes or devices do not fit.
+            ValueError: if shapes or devices do not fit, or ``first_sample`` is negative.
         """
         if not isinstance(log_w, Tensor):
             raise TypeError(f"log_w must be a tensor, got {type(log_w).__name__}")
-        self.state[:, points] = ops.update_log_weights(self.state[:, points], log_w)
+        if not log_w.is_floating_point():
+            raise TypeError(f"log_w must be floating point, got {log_w.dtype}")
+        counts = self.blocks[0, :, points]  # (B, n)
+        if log_w.ndim != 2 or log_w.shape[1] != counts.shape[1]:
+            raise ValueError(
+                f"log_w must have shape (K, {counts.shape[1]}), got {tuple(log_w.shape)}; samples come first"
+            )
+        if log_w.device != counts.device:
+            raise ValueError(f"log_w must be on the device of the state, got {log_w.device} and {counts.device}")
+        if first_sample is None:
+            first_sample = int(counts.sum(0).max()) if counts.shape[1] else 0
+        if first_sample < 0:
+            raise ValueError(f"first_sample must not be negative, got {first_sample}")
+        # whole rounds of B samples enter all blocks at once; what is before and after enters some of them
+        num_blocks = self.blocks.shape[1]
+        before = min(-first_sample % num_blocks, log_w.shape[0])
+        rounds = (log_w.shape[0] - before) // num_blocks
+        self._enter(log_w[:before], before, points, first_sample % num_blocks)
+        self._enter(log_w[before : before + rounds * num_blocks], num_blocks, points, 0)
+        after = log_w[before + rounds * num_blocks :]
+        self._enter(after, after.shape[0], points, 0)
         if self.largest.shape[0] and log_w.shape[0]:
             fresh = log_w.detach().topk(min(log_w.shape[0], self.largest.shape[0]), dim=0, sorted=False).values
             self.largest[:, points] = _top(self.largest[:, points], fresh)
+
+    def _enter(self, log_w: Tensor, width: int, points: slice, start: int) -> None:
+        """``log_w`` (k * width, n) enters the ``width`` blocks from ``start`` on in turn."""
+        if log_w.shape[0]:
+            part = self.blocks[:, start : start + width, points]
+            rows = log_w.reshape(log_w.shape[0] // width, width * log_w.shape[1])
+            self.blocks[:, start : start + width, points] = ops.update_log_weights(part.flatten(1), rows).view_as(part)
 
     def merge(self, other: "LogWeights") -> "LogWeights":
         """The state of the samples of both, for the same datapoints and disjoint samples.
 
         Raises:
-            ValueError: if the other has another number of datapoints, tail length or device.
+            ValueError: if the other has another number of datapoints or blocks, tail length or device.
         """
-        if self.largest.shape != other.largest.shape:
+        self._check_alike("other", other)
+        if self.num_points != other.num_points:
+            raise ValueError(f"other must have {self.num_points} datapoints, got {other.num_points}")
+        blocks = ops.merge_log_weights(self.blocks.flatten(1), other.blocks.flatten(1)).view_as(self.blocks)
+        return LogWeights._of(blocks, _top(self.largest, other.largest))
+
+    @staticmethod
+    def join(parts: Sequence["LogWeights"]) -> "LogWeights":
+        """The state of all datapoints of the parts, one part after the other.
+
+        Raises:
+            ValueError: if there is no part, or their numbers of blocks, tail lengths or devices differ.
+        """
+        if not parts:
+            raise ValueError("parts must hold at least one LogWeights, got none")
+        for part in parts[1:]:
+            parts[0]._check_alike("parts", part)
+        return LogWeights._of(
+            torch.cat([part.blocks for part in parts], dim=2), torch.cat([part.largest for part in parts], dim=1)
+        )
+
+    def first(self, count: int) -> "LogWeights":
+        """The first ``count`` datapoints alone."""
+        return LogWeights._of(self.blocks[..., :count].clone(), self.largest[:, :count].clone())
+
+    def _check_alike(self, name: str, other: "LogWeights") -> None:
+        if not isinstance(other, LogWeights):
+            raise TypeError(f"{name} must be LogWeights, got {type(other).__name__}")
+        ours, theirs = ((w.blocks.shape[1], w.largest.shape[0], str(w.blocks.device)) for w in (self, other))
+        if ours != theirs:
+            raise ValueError(f"{name} must agree in number of blocks, tail length and device, got {theirs} and {ours}")
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a safetensors file for :meth:`load`, in one step.
+
+        Raises:
+            FileExistsError: if the file exists, without ``overwrite``.
+            ValueError: if there is no folder for it.
+        """
+        stored.check_free(path, overwrite)
+        stored.write(path, "LogWeights", {"blocks": self.blocks, "largest": self.largest}, {})
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> "LogWeights":
+        """What :meth:`save` wrote.
+
+        Raises:
+            ValueError: if the file is missing, damaged, of another kind, or of a newer version.
+        """
+        tensors, _ = stored.read(path, "LogWeights")
+        stored.check_tensors(path, tensors, _FILE)
+        return cls.from_tensors(tensors, path, device)
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], source: str | Path, device: torch.device | str) -> "LogWeights":
+        """From ``blocks`` and ``largest`` of a file ``source`` that is named in errors.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        blocks, largest = tensors["blocks"], tensors["largest"]
+        rows, num_blocks, num_points = blocks.shape
+        if rows != 8 or num_blocks < 1 or num_blocks & (num_blocks - 1) or largest.shape[1] != num_points:
             raise ValueError(
-                f"other must have as many datapoints and as long a tail, got {tuple(other.largest.shape)} against "
-                f"{tuple(self.largest.shape)} (tail, datapoints)"
+                f"{source} is damaged: expected shapes (8, a power of two, N) and (T, N), got {tuple(blocks.shape)} "
+                f"and {tuple(largest.shape)}"
             )
-        merged = object.__new__(LogWeights)
-        merged.state = ops.merge_log_weights(self.state, other.state)
-        merged.largest = _top(self.largest, other.largest)
-        return merged
+        return cls._of(blocks.to(device), largest.to(device))
+
+    @property
+    def state(self) -> Tensor:
+        """(8, N) float64: the state of all samples, see :func:`fastvae.ops.empty_log_weights`."""
+        *_, whole = levels(self.blocks)
+        return whole[:, 0]
 
     @property
     def num_points(self) -> int:
         """N."""
-        return self.state.shape[1]
+        return self.blocks.shape[2]
 
     @property
     def num_samples(self) -> Tensor:
         """(N,) samples so far, zero and bad weights included."""
-        return self.state[0].long()
+        return self.blocks[0].sum(0).long()
 
     @property
     def num_zero(self) -> Tensor:
         """(N,) zero weights (log-weight -inf) among the samples."""
-        return self.state[6].long()
+        return self.blocks[6].sum(0).long()
 
     @property
     def num_bad(self) -> Tensor:
         """(N,) log-weights that were nan or +inf."""
-        return self.state[7].long()
+        return self.blocks[7].sum(0).long()
 
     @property
     def log_prob(self) -> Tensor:
         """(N,) nats: log of the mean weight. A lower bound of log p(x) in expectation; nan with bad weights."""
-        n, m, s1 = self.state[:3]
-        return self._poison(m + s1.log() - n.log())
+        return self._poison(log_mean(self.state))
 
     @property
     def elbo(self) -> Tensor:
         """(N,) nats: the mean log-weight; -inf with a zero weight."""
-        mean = self.state[4].masked_fill(self.num_zero > 0, -torch.inf)
-        return self._poison(mean.masked_fill(self.state[0] == 0, torch.nan))
+        n, mean, zeros = self.state[[0, 4, 6]]
+        return self._poison(mean.masked_fill(zeros > 0, -torch.inf).masked_fill(n == 0, torch.nan))
 
     @property
     def variance(self) -> Tensor:
         """(N,) nats squared: the variance of the finite log-weights; nan below two of them."""
-        finite = self.state[0] - self.state[6] - self.state[7]
-        return self._poison((self.state[5] / (finite - 1)).masked_fill(finite < 2, torch.nan))
+        n, m2, zeros, bad = self.state[[0, 5, 6, 7]]
+        finite = n - zeros - bad
+        return self._poison((m2 / (finite - 1)).masked_fill(finite < 2, torch.nan))
 
     @property
     def ess(self) -> Tensor:
         """(N,) effective sample size, ``(sum w)^2 / sum w^2``; 0 if all weights are zero."""
-        _, _, s1, s2 = self.state[:4]
-        return self._poison((s1.square() / s2).masked_fill(s1 == 0, 0.0))
+        return self._poison(effective_samples(self.state))
 
     @property
     def cv2(self) -> Tensor:
         """(N,) squared coefficient of variation of the weights, unbiased for the variance; nan below two samples."""
-        n = self.state[0]
-        cv2 = (n / self.ess - 1).clamp(min=0) * n / (n - 1)
-        return cv2.masked_fill(n < 2, torch.nan)
+        return self._poison(relative(self.state))
+
+    @property
+    def largest_share(self) -> Tensor:
+        """(N,) the share of the largest weight in the sum of all; nan if all weights are zero."""
+        s1 = self.state[2]
+        return self._poison((1 / s1).masked_fill(s1 == 0, torch.nan))
 
     @property
     def std_error(self) -> Tensor:
         """(N,) nats: standard error of :attr:`log_prob` by the delta method. Too small where not :attr:`trusted`."""
-        return (self.cv2 / self.state[0]).sqrt()
+        return (self.cv2 / self.num_samples).sqrt()
+
+    @property
+    def curve(self) -> BoundCurve:
+        """The bounds L_1 (the ELBO), ..., L_(M/2), L_M (:attr:`log_prob`) of the same samples."""
+        return bound_curve(self.blocks)
+
+    @property
+    def jackknife(self) -> Jackknife:
+        """:attr:`log_prob` corrected for its O(1/M) bias, and its error, from the blocks of samples."""
+        return self.jackknife_where(self.trusted)
+
+    def jackknife_where(self, trusted: Tensor) -> Jackknife:
+        """:attr:`jackknife` for a known :attr:`trusted` (N,), the expensive part of it."""
+        found = jackknife(self.blocks)
+        return Jackknife(found.log_prob.masked_fill(~trusted, torch.nan), found.std_error)
 
     @property
     def khat(self) -> Tensor:
         """(N,) Pareto tail diagnostic, see :func:`fastvae.evaluation.pareto_khat`."""
-        khat = torch.full_like(self.state[0], torch.nan)
-        for n in self.state[0].unique().tolist():  # datapoints may have seen different numbers of samples
-            same = self.state[0] == n
+        samples = self.num_samples
+        khat = torch.full(samples.shape, torch.nan, dtype=torch.float64, device=samples.device)
+        for n in samples.unique().tolist():  # datapoints may have seen different numbers of samples
+            same = samples == n
             if n >= 1:
                 largest = self.largest[:, same]
-                khat[same] = pareto_khat(largest.topk(min(int(n), largest.shape[0]), dim=0).values, int(n))
+                khat[same] = pareto_khat(largest.topk(min(n, largest.shape[0]), dim=0).values, n)
         return self._poison(khat)
 
     @property
@@ -184,21 +333,14 @@ class LogWeights:
     @property
     def bias(self) -> Tensor:
         """(N,) nats: the O(1/M) bias of :attr:`log_prob`, ``-CV^2 / (2 M)``; nan (unknown) where not trusted."""
-        return (-self.cv2 / (2 * self.state[0])).masked_fill(~self.trusted, torch.nan)
+        return (-self.cv2 / (2 * self.num_samples)).masked_fill(~self.trusted, torch.nan)
 
     def mean(self) -> MeanLogProb:
         """The mean log-probability over datapoints in nats, its Monte-Carlo and its data error apart."""
-        log_prob, n = self.log_prob, self.num_points
-        return MeanLogProb(
-            value=float(log_prob.mean()),
-            monte_carlo_error=float(self.std_error.square().sum().sqrt()) / n if n else math.nan,
-            data_error=float(log_prob.std()) / math.sqrt(n) if n > 1 else math.nan,
-            num_points=n,
-            num_untrusted=int((~self.trusted).sum()),
-        )
+        return mean_log_prob(self.log_prob, self.std_error, self.trusted)
 
     def _poison(self, values: Tensor) -> Tensor:
-        return values.masked_fill(self.state[7] > 0, torch.nan)
+        return values.masked_fill(self.num_bad > 0, torch.nan)
 
     def __repr__(self) -> str:
         samples = sorted({int(n) for n in self.num_samples.unique()})
