@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Conditioned", "conditioned"]
+__all__ = ["Conditioned", "with_condition"]
 
 
 class Conditioned:
@@ -42,7 +42,7 @@ class Conditioned:
         return Conditioned(self.x[index], self.condition[index])
 
 
-def conditioned(
+def with_condition(
     proposal: Callable[..., Any], log_joint: Callable[..., Tensor]
 ) -> tuple[Callable[[Conditioned], Any], Callable[[Conditioned, Any], Tensor]]:
     """``proposal(x, condition)`` and ``log_joint(x, z, condition)`` as functions of both at once."""

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 import fastvae
+from fastvae import ops
+from fastvae.distributions import DiagonalGaussian
 from fastvae.evaluation import LogLikelihood
 from fastvae.models import VAE
 
@@ -22,6 +24,10 @@ def log_joint(x: Tensor, z: Tensor) -> Tensor:
 
 def diagonal(x: Tensor) -> Normal:
     return Normal(x, torch.full_like(x, 0.7))
+
+
+def gaussian(x: Tensor) -> DiagonalGaussian:
+    return DiagonalGaussian(x, torch.full_like(x, 0.7).log())
 
 
 def correlated(x: Tensor) -> MultivariateNormal:
@@ -76,6 +82,28 @@ def test_every_z_is_the_same_to_the_bit_whatever_the_chunk(x: Tensor, proposal: 
     assert small.shape == (600, 1, 3)
     assert torch.equal(small, large)
     assert small.unique(dim=0).shape[0] == 600
+
+
+@pytest.mark.parametrize("proposal", [diagonal, lambda x: Independent(diagonal(x), 1), gaussian])
+@pytest.mark.parametrize("max_bytes", [100, 2**28])
+def test_the_noise_is_that_of_its_address(x: Tensor, proposal: object, max_bytes: int) -> None:
+    """(seed, datapoint, sample, dimension) and nothing else: the contract that results of all machines rest on."""
+    ids, x, seen = torch.tensor([40, 7, 2**32 - 1]), x[:3], {}
+
+    def spy(x: Tensor, z: Tensor) -> Tensor:
+        for sample in z:  # (n, 3): the noise, and the datapoint it stands for
+            for row, noise in zip(x, (sample - x) / 0.7, strict=True):
+                seen.setdefault(tuple(row.tolist()), []).append(noise)
+        return log_joint(x, z)
+
+    result = fastvae.log_likelihood(
+        x, proposal=proposal, log_joint=spy, num_samples=50, seed=9, ids=ids, first_sample=1000, max_bytes=max_bytes
+    )
+    assert result.origin.samples == ((1000, 1050),)
+    want = ops.normal(9, ids, torch.arange(1000, 1050), 3, dtype=F64)
+    for row, noise in zip(x, want, strict=True):
+        got = torch.stack(seen[tuple(row.tolist())][-50:])
+        torch.testing.assert_close(got, noise, rtol=1e-12, atol=1e-12)
 
 
 def test_batch_splits_and_order_do_not_matter_when_datapoints_bring_their_numbers(x: Tensor) -> None:

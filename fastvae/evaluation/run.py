@@ -1,0 +1,106 @@
+"""One evaluation: datapoints are encoded, samples drawn and decoded in chunks, log-weights enter the state."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fastvae.distributions import checked_data
+
+from .clamps import ClampedProbabilities
+from .conditioned import Conditioned
+from .draw import Latent, chunk, draw, is_addressed, latent_size
+from .plan import Plan, bytes_per_row, make_plan
+from .resume import Checkpoint
+
+__all__ = ["Run"]
+
+
+class Run:
+    """One evaluation: what is the same for all of its chunks."""
+
+    def __init__(
+        self,
+        x: Tensor | Conditioned,
+        ids: Tensor,
+        proposal: Callable[..., Any],
+        log_joint: Callable[..., Tensor],
+        seed: int,
+        noise_dtype: torch.dtype,
+    ) -> None:
+        self.x, self.ids, self.seed, self.noise_dtype = x, ids, seed, noise_dtype
+        self.proposal, self.log_joint = proposal, log_joint
+
+    def all(self, samples: range, plan: Plan, checkpoint: Checkpoint, on_bad: str, bar: tqdm) -> None:
+        """Whatever ``checkpoint`` has not done yet, into the weights of its result."""
+        done, next_sample = checkpoint.position
+        for start in range(done, self.x.shape[0], plan.points):
+            stop = min(start + plan.points, self.x.shape[0])
+            points = slice(start, stop)
+            x, ids = self.x[points], self.ids[points]
+            q = self.proposal(x)
+            for first in range(next_sample, samples.stop, plan.samples):
+                count = min(plan.samples, samples.stop - first)
+                z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
+                log_joint = self.log_joint_chunks(x, z, count, plan, seen=first > next_sample)
+                checkpoint.update(log_joint - log_q, points, first)
+                bar.update(count * x.shape[0])
+            if on_bad == "raise":
+                _raise_if_bad(checkpoint.result.weights.num_bad[points], ids, len(samples))
+            next_sample = samples.start
+            checkpoint.position = (stop, next_sample)
+
+    def plan(self, samples: range, max_bytes: int) -> Plan:
+        """From one row and two rows of the real computation: the bytes of a row, the size of z, the kind of q."""
+        index = self.ids.new_zeros(2)
+        q = self.proposal(self.x[index])
+        z, _ = draw(q, self.seed, self.ids[index], samples.start, 1, self.noise_dtype)
+
+        def rows(count: int) -> None:
+            x = self.x[index[:count]]
+            self.proposal(x)
+            with ClampedProbabilities() if count == 1 else nullcontext():
+                _checked(self.log_joint(x, chunk(z, slice(1), slice(count))), (1, count))
+
+        row_bytes = bytes_per_row(rows)
+        return make_plan(self.x.shape[0], len(samples), row_bytes, latent_size(z), max_bytes, is_addressed(q))
+
+    def log_joint_chunks(self, x: Tensor | Conditioned, z: Latent, count: int, plan: Plan, seen: bool) -> Tensor:
+        """``x`` (n, ...), ``z`` (count, n, ...) -> log p(x, z) (count, n)."""
+        columns = []
+        for i in range(0, x.shape[0], plan.chunk_points):
+            some = slice(i, i + plan.chunk_points)
+            parts = []
+            for j in range(0, count, plan.chunk_samples):
+                rows = slice(j, min(j + plan.chunk_samples, count))
+                # the likelihood looks at the values of x once, not for every chunk
+                with checked_data() if seen or j else nullcontext():
+                    log_joint = self.log_joint(x[some], chunk(z, rows, some))
+                parts.append(_checked(log_joint, (rows.stop - rows.start, x[some].shape[0])))
+            columns.append(torch.cat(parts))
+        return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+
+
+def _checked(log_joint: Any, want: tuple[int, ...]) -> Tensor:
+    got = tuple(log_joint.shape) if isinstance(log_joint, Tensor) else type(log_joint).__name__
+    if got != want:
+        raise ValueError(
+            f"log p(x, z) must be a tensor of shape {want} (samples, datapoints), one number for each z, got {got}; "
+            "sum over the dimensions of x, and keep samples first"
+        )
+    return log_joint
+
+
+def _raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:
+    if not bool(num_bad.any()):
+        return
+    bad = num_bad.nonzero()[:, 0].tolist()
+    named = ", ".join(f"{int(ids[i])} ({int(num_bad[i])} of {num_samples} samples)" for i in bad[:10])
+    raise ValueError(
+        f"log-weights are nan or +inf for datapoints {named}{', ...' if len(bad) > 10 else ''}: the model or the "
+        "proposal gives no probability there (look for nan parameters, zero scales, data outside the support); "
+        "on_bad='count' finishes with nan for these datapoints"
+    )
