@@ -3,11 +3,21 @@
 import argparse
 import json
 import math
+import os
+import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .options import absolute, add_device, check_new_file, check_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastvae.evaluation.peers import Peers
+
+    from .problem import Problem
 
 __all__ = ["add_arguments", "run"]
 
@@ -15,11 +25,16 @@ _DESCRIPTION = """\
 Log-likelihood of the test images under a trained model, in nats per image. For models with latent variables it is
 estimated with importance samples: the table shows the Monte-Carlo error (of the samples) apart from the data error (of
 the choice of images), the effective sample size and the k-hat diagnostic (below 0.7 the errors can be trusted). The
-log-likelihood of a PixelCNN is exact."""
+log-likelihood of a PixelCNN is exact.
+
+An evaluation that was interrupted goes on when the same command is given again. Several processes share the work under
+torchrun, and any number of them gives the same figures: on CUDA each has a device of its own; on the CPU torchrun gives
+each one thread, or as many as OMP_NUM_THREADS says."""
 _EPILOG = """\
 examples:
   python -m fastvae evaluate runs/vae
-  python -m fastvae evaluate runs/vae --num-samples 1000 --limit 100 --out runs/vae-report.json"""
+  python -m fastvae evaluate runs/vae --num-samples 1000 --limit 100 --out runs/vae-report.json
+  torchrun --nproc-per-node 4 -m fastvae evaluate runs/vae --num-samples 100000"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,73 +51,138 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", choices=("best", "last"), default="best", help="best on validation, or last (default: best)"
     )
+    parser.add_argument(
+        "--states",
+        metavar="FOLDER",
+        help="keep the states of the parts of the evaluation here, also when it is finished (default: in a folder "
+        "beside the model, removed at the end)",
+    )
     parser.add_argument("--out", metavar="FILE", help="also write the figures as JSON to a new file")
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print and perhaps write a report; the exit code."""
-    from .problem import Problem, device_named, read_checkpoint
+    from fastvae.evaluation.peers import OtherProcessFailed
+
+    from .processes import first_process_first, together
+
+    with together() as peers:
+        try:
+            job = first_process_first(peers, lambda: _prepared(args, peers))
+            if job.states is not None:
+                peers.advice = f"; {job.states} keeps what was done: the same command goes on from there"
+            figures = (_exact if job.options["model"] == "pixelcnn" else _estimated)(job, args, peers)
+        except OtherProcessFailed:
+            return 0  # that one tells what went wrong
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(str(interrupt) or f"interrupted{peers.advice}") from None
+        if peers.rank == 0:
+            _report(job, args, figures)
+            if job.states is not None and args.states is None:
+                shutil.rmtree(job.states, ignore_errors=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be evaluated, and the folder for the states of its parts, if any are kept."""
+
+    problem: "Problem"
+    model: Any
+    options: dict[str, Any]
+    images: "Tensor"
+    states: Path | None
+
+
+def _prepared(args: argparse.Namespace, peers: "Peers") -> _Job:
+    from .problem import Problem, read_checkpoint
+    from .processes import device_of
 
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
     if not 1 <= args.num_samples < 2**32:
         raise ValueError(f"--num-samples must be between 1 and 2^32 - 1, got {args.num_samples}")
     check_seed(args.seed)
-    if args.out is not None:
+    if args.out is not None and peers.rank == 0:
         check_new_file(args.out)
-    device = device_named(args.device)
+    device = device_of(peers, args.device)
     model, options = read_checkpoint(args.checkpoint, device, args.weights)
+    if args.states is not None and options["model"] == "pixelcnn":
+        raise ValueError("--states does not apply to pixelcnn, whose log-likelihood is exact")
     if args.data is not None:
         options = options | {"data": absolute(args.data)}
     problem = Problem.from_options(options)
     problem.check_fits(model, args.checkpoint)
     images = problem.frozen(args.split)[: args.limit].to(device)
-    figures = _exact(model, images, args) if options["model"] == "pixelcnn" else _estimated(model, images, args)
+    states = None if options["model"] == "pixelcnn" else _states(args, model, images)
+    return _Job(problem, model, options, images, states)
+
+
+def _states(args: argparse.Namespace, model: Any, images: "Tensor") -> Path | None:
+    """By default another folder for every evaluation of the model, where one can be made."""
+    from fastvae.evaluation.resume import fingerprint
+
+    if args.states is not None:
+        return Path(args.states)
+    if not os.access(args.checkpoint, os.W_OK):
+        return None
+    same = fingerprint([model, images])[:16]
+    return Path(args.checkpoint) / f"evaluation-{same}-samples-{args.num_samples}-seed-{args.seed}"
+
+
+def _report(job: _Job, args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    problem = job.problem
     figures["bits per dim"] = problem.bits_per_dim(figures["log p(x)"])
     report: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
-        "model": options["model"],
+        "model": job.options["model"],
         "likelihood": problem.likelihood,
         "data": problem.data.name,
         "protocol": problem.data.protocol,
         "split": args.split,
-        "images": len(images),
+        "images": len(job.images),
         **figures,
     }
     print(_table(report, dequantised=problem.likelihood == "gaussian"))
     if args.out is not None:
         with Path(args.out).open("x") as file:
             json.dump({name: _or_null(value) for name, value in report.items()}, file, indent=1)
-    return 0
 
 
-def _exact(model: Any, images: Any, args: argparse.Namespace) -> dict[str, Any]:
+def _exact(job: _Job, args: argparse.Namespace, peers: "Peers") -> dict[str, Any]:
     import torch
     from tqdm import tqdm
 
     from .problem import check_finite
 
+    images = job.images
+    shares = torch.arange(len(images), device=images.device).tensor_split(peers.size)
+    log_prob = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     with torch.no_grad():
-        batches = tqdm(images.split(100), desc="log p(x)", unit="batch")
-        log_prob = torch.cat([model.log_prob(batch).double() for batch in batches])
+        for some in tqdm(shares[peers.rank].split(100), desc="log p(x)", unit="batch", disable=peers.rank > 0):
+            log_prob[some] = job.model.log_prob(images[some]).double()
+    log_prob = torch.cat([part[some] for part, some in zip(peers.gather(log_prob), shares, strict=True)])
     check_finite(log_prob, "log p(x)", args.checkpoint)
     spread = float(log_prob.std()) if len(images) > 1 else float("nan")
     return {"log p(x)": float(log_prob.mean()), "data error": spread / len(images) ** 0.5}
 
 
-def _estimated(model: Any, images: Any, args: argparse.Namespace) -> dict[str, Any]:
-    import fastvae
-    from fastvae.evaluation import active_units
+def _estimated(job: _Job, args: argparse.Namespace, peers: "Peers") -> dict[str, Any]:
+    from fastvae.evaluation import active_units, log_likelihood_distributed
 
     from .problem import check_finite
 
-    print(
-        f"{len(images):,} images x {args.num_samples:,} importance samples: {len(images) * args.num_samples:,} rows "
-        "through the decoder; --limit and --num-samples make it less",
-        file=sys.stderr,
+    model, images = job.model, job.images
+    if peers.rank == 0:
+        print(
+            f"{len(images):,} images x {args.num_samples:,} importance samples: {len(images) * args.num_samples:,} "
+            "rows through the decoder; --limit and --num-samples make it less",
+            file=sys.stderr,
+        )
+    result = log_likelihood_distributed(
+        images, model, num_samples=args.num_samples, seed=args.seed, checkpoint=job.states, progress=True
     )
-    result = fastvae.log_likelihood(images, model, num_samples=args.num_samples, seed=args.seed, progress=True)
     check_finite(result.log_prob, "log p(x)", args.checkpoint)
     mean = result.mean()
     return {

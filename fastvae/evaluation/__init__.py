@@ -3,6 +3,7 @@
 from . import adapters
 from .active_units import active_units
 from .blocks import BoundCurve, Jackknife
+from .distributed import log_likelihood_distributed
 from .khat import pareto_khat
 from .log_likelihood import log_likelihood
 from .log_weights import LogWeights, MeanLogProb
@@ -19,5 +20,6 @@ __all__ = [
     "active_units",
     "adapters",
     "log_likelihood",
+    "log_likelihood_distributed",
     "pareto_khat",
 ]

@@ -1,7 +1,7 @@
 """``log_likelihood``: importance-weighted estimates of log p(x) with many samples, in bounded memory."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ def log_likelihood(
     ids: Tensor | None = None,
     first_sample: int = 0,
     max_bytes: int | None = None,
-    progress: bool | None = None,
+    progress: bool | tqdm | None = None,
     on_bad: Literal["raise", "count"] = "raise",
     modules: Sequence[nn.Module] = (),
     checkpoint: str | Path | None = None,
@@ -82,7 +82,7 @@ def log_likelihood(
         first_sample: the number of the first sample: evaluate 0..M1 now and M1..M later, and ``merge`` the results.
         max_bytes: the largest tensor of one chunk may grow to about this size; the whole takes a few times that. By
             default 4 MiB on the CPU, where larger chunks leave the cache, and 256 MiB on CUDA.
-        progress: show a progress bar; by default only on a terminal.
+        progress: show a progress bar, or a bar of tqdm that goes on; by default one only on a terminal.
         on_bad: log-weights that are nan or +inf (errors of the model, never dropped) ``"raise"``, or ``"count"``:
             their datapoints become nan and ``result.weights.num_bad`` tells how many there were.
         modules: further modules that ``proposal`` and ``log_joint`` use but do not belong to, as a lambda's do: these
@@ -170,7 +170,10 @@ def _keep_freed_memory() -> None:
     torch.empty(2**24, dtype=torch.uint8)
 
 
-def _bar(total: int, checkpoint: Checkpoint, progress: bool | None) -> tqdm:
+def _bar(total: int, checkpoint: Checkpoint, progress: bool | tqdm | None) -> AbstractContextManager[tqdm]:
+    if isinstance(progress, tqdm):
+        progress.update(checkpoint.samples_done)
+        return nullcontext(progress)  # whoever made it closes it
     hidden = None if progress is None else not progress  # tqdm: None hides the bar where there is no terminal
     done = checkpoint.samples_done
     return tqdm(total=total, initial=done, desc="log p(x)", unit="sample", unit_scale=True, disable=hidden)
