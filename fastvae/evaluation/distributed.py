@@ -122,7 +122,7 @@ def _shares(
     """The parts of each process, in order; they agree on it, and on ``same``."""
     finished, problem = torch.zeros(len(parts), dtype=torch.bool), None
     if checkpoint is not None:
-        peers.advice = f"; {checkpoint} keeps what was done: the same call, by any number of processes, goes on from it"
+        peers.advice = f"; {checkpoint} keeps what was done: any number of processes go on from it with the same call"
         if peers.rank == 0:
             try:
                 finished = _finished(Path(checkpoint), parts)

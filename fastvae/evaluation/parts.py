@@ -36,7 +36,7 @@ def make_parts(num_points: int, samples: range) -> list[Part]:
     Cuts are at multiples of the fixed blocks in which some proposals draw, so the parts together draw what one
     evaluation draws. All samples of a group come before the next group.
     """
-    size = _rounded_up(-(-num_points // _PARTS), BLOCK_POINTS)
+    size = _rounded_up(max(-(-num_points // _PARTS), 1), BLOCK_POINTS)
     starts = range(0, num_points, size)
     pieces = _PARTS // max(len(starts), 1)
     fewest = -(-_FEWEST_ROWS // max(min(size, num_points), 1))

@@ -40,6 +40,7 @@ class Peers:
 
     def __init__(self, group: Any = None) -> None:
         self.group, self.rank, self.size, self.advice = group, 0, 1, ""
+        self._able: list[str] = []  # the devices that the backend takes; none without a group
         if not (dist.is_available() and dist.is_initialized()):
             if group is not None:
                 raise ValueError("group is given, but torch.distributed is not initialised: call init_process_group")
@@ -61,7 +62,7 @@ class Peers:
         Raises:
             LostProcess: if a process has died, or has not come in the time limit of the group.
         """
-        if self.size == 1:
+        if not self._able:
             return [tensor]
         carrier = tensor.device if tensor.device.type in self._able else torch.device(self._able[0])
         sent = tensor.detach().to(carrier).contiguous()
@@ -69,10 +70,10 @@ class Peers:
         try:
             dist.all_gather(received, sent, group=self.group)
         except RuntimeError as error:
-            first_line = str(error).strip().partition("\n")[0]
+            sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
             raise LostProcess(
                 f"{self} has lost another one, which died or did not answer within the time limit of the group "
-                f"({first_line}){self.advice}"
+                f"({sentence}){self.advice}"
             ) from error
         return [part.to(tensor.device) for part in received]
 
