@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from fastvae.ops._dispatch import autocast_dtype
 from fastvae.ops.masked_conv2d import masked_conv2d_by_taps
 from fastvae.ops.masked_conv2d_taps import Taps, frame_of, live_window
 
@@ -42,8 +43,7 @@ def convolve_keeping_gradient(
     Returns:
         (N, C_out, H, W).
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return _Convolution.apply(x, weight, bias, taps, mask, dilation)
 

@@ -17,6 +17,8 @@ __all__ = ["probe"]
 # float64 leaves no room for another function; float32 is for devices without it and forwards that insist on it
 _TRIES = ((torch.float64, 1e-9), (torch.float32, 1e-4))
 
+_CANNOT_TRY = "its forward cannot be tried alone"
+
 
 class _Refused(Exception):
     """The reason why a layer is left alone."""
@@ -37,7 +39,9 @@ def probe(module: nn.Conv2d) -> Plan | str:
     if unserved is not None:
         return unserved
     reasons: list[str] = []
-    with _neutral(module.weight.device):
+    # asked of what it holds: a parametrized weight may change when it is read
+    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    with _neutral(device):
         for name in names:
             for dtype, tolerance in _TRIES:
                 try:
@@ -45,8 +49,9 @@ def probe(module: nn.Conv2d) -> Plan | str:
                 except _Refused as refused:
                     reasons.append(str(refused))
                 except Exception as error:  # whatever code there is in the weight, its attributes and the forward
-                    reasons.append(f"its forward cannot be tried alone: {type(error).__name__}: {error}")
-    return reasons[0]
+                    reasons.append(f"{_CANNOT_TRY}: {type(error).__name__}: {error}")
+    # a forward that insists on float32 says no more in float64 than that
+    return next((reason for reason in reasons if not reason.startswith(_CANNOT_TRY)), reasons[0])
 
 
 def _unserved_arguments(module: nn.Conv2d) -> str | None:
@@ -68,6 +73,7 @@ def _plan(module: nn.Conv2d, mask_name: str, dtype: torch.dtype, tolerance: floa
     if len(found) != 1:
         raise _Refused("its forward masks differently in training and in evaluation mode")
     zeroes_weight, keeps_gradient = found.pop()
+    _check_autocast(module)
     plan = Plan(mask_name, zeroes_weight, keeps_gradient, settings=settings_of(module))
     plan.look_at(getattr(module, mask_name).detach())
     if (plan.taps.rows, plan.taps.columns) == tuple(module.kernel_size):
@@ -106,6 +112,20 @@ def _try(module: nn.Conv2d, mask_name: str, dtype: torch.dtype, tolerance: float
     raise _Refused("its gradients are not those of a masked convolution")
 
 
+def _check_autocast(module: nn.Conv2d) -> None:
+    """Under autocast a convolution computes in a half; a layer that does not is another one."""
+    replica = replicate(module, torch.float32, torch.Generator().manual_seed(19))
+    conv: Any = replica.module.eval()
+    x = torch.zeros(1, conv.in_channels, *conv.kernel_size, device=next(iter(replica.leaves.values())).device)
+    with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+        try:
+            dtype = type(conv).forward(conv, x).dtype
+        except Exception:  # a forward that insists on float64 has none of this
+            return
+    if dtype != torch.bfloat16:
+        raise _Refused(f"its forward computes in {dtype} under autocast, a convolution in torch.bfloat16")
+
+
 def _definition(conv: Any, x: Tensor, weight: Tensor, mask: Tensor, keeps_gradient: bool) -> Tensor:
     live = weight - (weight * (1 - mask)).detach() if keeps_gradient else weight * mask
     padding = [size // 2 * step for size, step in zip(conv.kernel_size, conv.dilation, strict=True)]
@@ -137,7 +157,9 @@ def _check_output(y: Any, want: Tensor, unmasked: Tensor, mask_name: str, tolera
     if not isinstance(y, Tensor):
         raise _Refused(f"its forward returns a {type(y).__name__}, not a tensor")
     if y.shape != want.shape:
-        raise _Refused(f"its output has another size than its input: {tuple(y.shape[2:])} for {tuple(want.shape[2:])}")
+        raise _Refused(
+            f"its output has another shape than a padded convolution: {tuple(y.shape)} for {tuple(want.shape)}"
+        )
     if _equal(y.detach(), want, tolerance):
         return
     if _equal(y.detach(), unmasked, tolerance):

@@ -15,6 +15,7 @@ from .options import absolute, add_device, check_new_file, check_seed
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fastvae.evaluation import LogLikelihood
     from fastvae.evaluation.peers import Peers
 
     from .problem import Problem
@@ -34,6 +35,8 @@ _EPILOG = """\
 examples:
   python -m fastvae evaluate runs/vae
   python -m fastvae evaluate runs/vae --num-samples 1000 --limit 100 --out runs/vae-report.json
+  python -m fastvae evaluate runs/vae --refine 100
+  python -m fastvae evaluate runs/vae --num-samples 100000 --resume runs/vae-state --plot runs/vae-bound.png
   torchrun --nproc-per-node 4 -m fastvae evaluate runs/vae --num-samples 100000"""
 
 
@@ -47,17 +50,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-samples", type=int, default=5000, metavar="M", help="importance samples for each image (default: 5000)"
     )
+    parser.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="first fit the proposal to each image in so many steps, each as costly as 24 samples; 100 to 300 where "
+        "ESS and k-hat are bad (default: 0)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the importance samples (default: 0)")
     parser.add_argument(
         "--weights", choices=("best", "last"), default="best", help="best on validation, or last (default: best)"
     )
-    parser.add_argument(
-        "--states",
-        metavar="FOLDER",
-        help="keep the states of the parts of the evaluation here, also when it is finished (default: in a folder "
-        "beside the model, removed at the end)",
-    )
     parser.add_argument("--out", metavar="FILE", help="also write the figures as JSON to a new file")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="also draw the bound over the number of samples and the ESS to a new PNG"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        help="keep what is done in FOLDER, for the same command by any number of processes to go on from there, and in "
+        "the end the whole as result.safetensors for LogLikelihood.load (default: a folder in CHECKPOINT, removed when "
+        "all is done)",
+    )
     add_device(parser)
 
 
@@ -79,8 +94,6 @@ def run(args: argparse.Namespace) -> int:
             raise KeyboardInterrupt(str(interrupt) or f"interrupted{peers.advice}") from None
         if peers.rank == 0:
             _report(job, args, figures)
-            if job.states is not None and args.states is None:
-                shutil.rmtree(job.states, ignore_errors=True)
     return 0
 
 
@@ -103,13 +116,16 @@ def _prepared(args: argparse.Namespace, peers: "Peers") -> _Job:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
     if not 1 <= args.num_samples < 2**32:
         raise ValueError(f"--num-samples must be between 1 and 2^32 - 1, got {args.num_samples}")
+    if not 0 <= args.refine < 2**29:
+        raise ValueError(f"--refine must be between 0 and 2^29 - 1, got {args.refine}")
     check_seed(args.seed)
-    if args.out is not None and peers.rank == 0:
-        check_new_file(args.out)
+    for name in ("out", "plot"):
+        if (path := getattr(args, name)) is not None and peers.rank == 0:
+            check_new_file(path, f"--{name}")
     device = device_of(peers, args.device)
     model, options = read_checkpoint(args.checkpoint, device, args.weights)
-    if args.states is not None and options["model"] == "pixelcnn":
-        raise ValueError("--states does not apply to pixelcnn, whose log-likelihood is exact")
+    if options["model"] == "pixelcnn" and (args.plot, args.resume) != (None, None):
+        raise ValueError("--plot and --resume are of importance samples; the log-likelihood of a PixelCNN is exact")
     if args.data is not None:
         options = options | {"data": absolute(args.data)}
     problem = Problem.from_options(options)
@@ -123,12 +139,12 @@ def _states(args: argparse.Namespace, model: Any, images: "Tensor") -> Path | No
     """By default another folder for every evaluation of the model, where one can be made."""
     from fastvae.evaluation.resume import fingerprint
 
-    if args.states is not None:
-        return Path(args.states)
+    if args.resume is not None:
+        return Path(args.resume)
     if not os.access(args.checkpoint, os.W_OK):
         return None
     same = fingerprint([model, images])[:16]
-    return Path(args.checkpoint) / f"evaluation-{same}-samples-{args.num_samples}-seed-{args.seed}"
+    return Path(args.checkpoint) / f"evaluation-{same}-{args.num_samples}-{args.refine}-{args.seed}"
 
 
 def _report(job: _Job, args: argparse.Namespace, figures: dict[str, Any]) -> None:
@@ -147,7 +163,7 @@ def _report(job: _Job, args: argparse.Namespace, figures: dict[str, Any]) -> Non
     print(_table(report, dequantised=problem.likelihood == "gaussian"))
     if args.out is not None:
         with Path(args.out).open("x") as file:
-            json.dump({name: _or_null(value) for name, value in report.items()}, file, indent=1)
+            json.dump({name: _as_json(value) for name, value in report.items()}, file, indent=1)
 
 
 def _exact(job: _Job, args: argparse.Namespace, peers: "Peers") -> dict[str, Any]:
@@ -169,39 +185,67 @@ def _exact(job: _Job, args: argparse.Namespace, peers: "Peers") -> dict[str, Any
 
 
 def _estimated(job: _Job, args: argparse.Namespace, peers: "Peers") -> dict[str, Any]:
-    from fastvae.evaluation import active_units, log_likelihood_distributed
+    from fastvae.evaluation import log_likelihood_distributed
+    from fastvae.evaluation.refine import NUM_SAMPLES
 
     from .problem import check_finite
 
     model, images = job.model, job.images
+    steps = f" after {args.refine:,} refining steps" if args.refine else ""
+    rows = len(images) * (args.num_samples + args.refine * NUM_SAMPLES)
     if peers.rank == 0:
         print(
-            f"{len(images):,} images x {args.num_samples:,} importance samples: {len(images) * args.num_samples:,} "
-            "rows through the decoder; --limit and --num-samples make it less",
+            f"{len(images):,} images x {args.num_samples:,} importance samples{steps}: {rows:,} rows "
+            "through the decoder; --limit and --num-samples make it less",
             file=sys.stderr,
         )
     result = log_likelihood_distributed(
-        images, model, num_samples=args.num_samples, seed=args.seed, checkpoint=job.states, progress=True
+        images,
+        model,
+        num_samples=args.num_samples,
+        refine=args.refine,
+        seed=args.seed,
+        progress=True,
+        checkpoint=job.states,
     )
     check_finite(result.log_prob, "log p(x)", args.checkpoint)
-    mean = result.mean()
+    return _figures(result, job, args) if peers.rank == 0 else {}
+
+
+def _figures(result: "LogLikelihood", job: _Job, args: argparse.Namespace) -> dict[str, Any]:
+    """Also draws them, and keeps or removes the states."""
+    from fastvae.evaluation import active_units
+
+    if args.plot is not None:
+        result.plot(args.plot)
+    if args.resume is not None:
+        result.save(Path(args.resume) / "result.safetensors", overwrite=True)
+    elif job.states is not None:
+        shutil.rmtree(job.states, ignore_errors=True)
+    mean, jackknife = result.mean(), result.jackknife
     return {
         "importance samples": args.num_samples,
+        "refining steps": args.refine,
         "seed": args.seed,
         "ELBO": float(result.elbo.mean()),
         "log p(x)": mean.value,
         "Monte-Carlo error": mean.monte_carlo_error,
         "data error": mean.data_error,
+        "jackknife": float(jackknife.log_prob.mean()),
+        "jackknife error": jackknife.mean_std_error,
+        "curve": result.curve,
         "ESS, median": float(result.ess.median()),
         "ESS, smallest": float(result.ess.min()),
         "k-hat, median": float(result.khat.median()),
         "images not trusted": mean.num_untrusted,
-        "active units": active_units(model, images) if len(images) > 1 else None,
-        "latent size": model.latent_size,
+        "active units": active_units(job.model, job.images) if len(job.images) > 1 else None,
+        "latent size": job.model.latent_size,
     }
 
 
-def _or_null(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
     return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no nan
 
 
@@ -213,6 +257,9 @@ def _table(report: dict[str, Any], dequantised: bool) -> str:
         "log p(x)": f"nats{density}" if "ELBO" in report else f"nats, exact{density}",
         "Monte-Carlo error": "nats, of the mean, from the samples",
         "data error": "nats, of the mean, from the choice of images",
+        "jackknife": "nats, corrected for the bias; unknown unless all images are trusted",
+        "jackknife error": "nats, of the mean, from the samples",
+        "curve": "nats (samples)",
         "images not trusted": "ESS <= 100 or k-hat >= 0.7: log p(x) may be too low, its error larger than shown",
         "active units": f"of {report.get('latent size')}",
         "bits per dim": "an upper bound: dequantised" if dequantised else "",

@@ -38,13 +38,17 @@ class Option:
         models: tuple[str, ...] = MODELS,
         odd: bool = False,
         below: int | None = None,
+        most: float = math.inf,
         **settings: Any,
     ) -> None:
         self.default, self.help, self.models, self.settings = default, help, models, settings
         self.odd, self.below = odd, below  # whole numbers; ``below``: from 0 on, else from 1 on
+        self.most = most  # of other numbers
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value, or None."""
+        if value is None and self.default is None:
+            return None
         if "nargs" in self.settings:
             whole = isinstance(value, list) and value and all(_whole(v) and v >= 1 for v in value)
             return None if whole else "must be integers of at least 1"
@@ -57,7 +61,11 @@ class Option:
             return None if isinstance(value, str) and value else "must be a text that is not empty"
         if kind is float:
             number = _whole(value) or isinstance(value, float)
-            return None if number and 0 < value < math.inf else "must be positive and finite"
+            if number and 0 < value < math.inf and value <= self.most:
+                return None
+            return (
+                "must be positive and finite" if self.most == math.inf else f"must be positive and at most {self.most}"
+            )
         if self.below is not None:
             return None if _whole(value) and 0 <= value < self.below else "must be in [0, 2^63)"
         if not _whole(value) or value < 1:
@@ -91,8 +99,8 @@ TRAINING: Mapping[str, Option] = {
     "likelihood": Option(
         "auto",
         "of a pixel given z (and the pixels before it); auto: bernoulli for binary data, else categorical; gaussian "
-        "dequantises the levels to (0, 1)",
-        choices=("auto", "bernoulli", "categorical", "gaussian"),
+        "dequantises the levels to (0, 1); logistic_mixture: ten discretised logistics, images of 1 or 3 channels",
+        choices=("auto", "bernoulli", "categorical", "gaussian", "logistic_mixture"),
     ),
     "latent_size": Option(32, "size of z", models=_LATENT, type=int, metavar="D"),
     "hidden": Option([200, 200], "hidden layers of the encoder", models=_LATENT, type=int, nargs="+", metavar="H"),
@@ -101,6 +109,28 @@ TRAINING: Mapping[str, Option] = {
     "first_kernel_size": Option(7, "first (mask A) kernel, odd", models=_PIXEL, odd=True, type=int, metavar="K"),
     "kernel_size": Option(3, "later (mask B) kernels, odd", models=_PIXEL, odd=True, type=int, metavar="K"),
     "num_samples": Option({"iwae": 5}, "samples of z per image in the bound", models=_LATENT, type=int, metavar="K"),
+    "estimator": Option(
+        "iwae",
+        "gradient in the encoder: iwae, that of the value; dreg, doubly reparameterised, with less noise for many "
+        "samples; stl, without the encoder's own part of log q; vr, of the bound between IWAE and ELBO (--alpha)",
+        models=("iwae",),
+        choices=("iwae", "dreg", "stl", "vr"),
+    ),
+    "alpha": Option(
+        0.5,
+        "for --estimator vr: towards 0 the IWAE bound, 1 the ELBO",
+        models=("iwae",),
+        most=1,
+        type=float,
+        metavar="A",
+    ),
+    "max_mib": Option(
+        None,
+        "memory for the samples in MiB: those that do not fit are worked on in chunks, twice (default: all at once)",
+        models=_LATENT,
+        type=int,
+        metavar="MIB",
+    ),
     "epochs": Option(100, "passes over the training images; may be raised when resuming", type=int, metavar="E"),
     "batch_size": Option(50, "images in a batch", type=int, metavar="N"),
     "learning_rate": Option(1e-3, "of Adam", type=float, metavar="R"),
@@ -127,9 +157,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         elif isinstance(shown, dict):
             shown = "1" + "".join(f"; {value} for {model}" for model, value in shown.items())
         only = "" if option.models == MODELS else f"{', '.join(option.models)}: "
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", help=f"{only}{option.help} (default: {shown})", **option.settings
-        )
+        told = "" if shown is None else f" (default: {shown})"
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{only}{option.help}{told}", **option.settings)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -214,13 +243,13 @@ def check_seed(seed: int) -> None:
     _check("seed", seed)
 
 
-def check_new_file(name: str) -> None:
-    """Raise ``ValueError``, before any work, if ``--out`` is there already or has no folder to go to."""
+def check_new_file(name: str, option: str = "--out") -> None:
+    """Raise ``ValueError``, before any work, if the file is there already or has no folder to go to."""
     out = Path(name)
     if out.exists():
-        raise ValueError(f"--out {out} exists already; nothing was overwritten: choose a new name")
+        raise ValueError(f"{option} {out} exists already; nothing was overwritten: choose a new name")
     if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+        raise ValueError(f"{option} {out}: there is no folder {out.parent}")
 
 
 def _check(name: str, value: Any) -> None:

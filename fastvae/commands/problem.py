@@ -39,14 +39,14 @@ class Problem:
         if likelihood == "bernoulli" and data.num_levels != 2:
             raise ValueError(
                 f"--likelihood bernoulli needs binary data, {data.name} has {data.num_levels} levels: add --binarize "
-                "sample (or threshold), or choose categorical or gaussian"
+                "sample (or threshold), or choose categorical, gaussian or logistic_mixture"
             )
         return cls(data, likelihood)
 
     def family(self, model: str) -> dict[str, Any]:
         """The likelihood as the constructors of models take it."""
-        if self.likelihood == "categorical":
-            return {"name": "categorical", "num_levels": self.data.num_levels}
+        if self.likelihood in ("categorical", "logistic_mixture"):
+            return {"name": self.likelihood, "num_levels": self.data.num_levels}
         if self.likelihood == "gaussian":  # given the pixels before, some pixels are far more certain than others
             return {"name": "gaussian", "scale": "pixel" if model.startswith("pixel") else "shared"}
         return {"name": self.likelihood}
@@ -105,9 +105,14 @@ def bound(options: Mapping[str, Any], model: Any, x: Tensor) -> Tensor:
     """What training maximises, (N,) nats: the exact log p of a PixelCNN, the IWAE bound, or the ELBO."""
     if options["model"] == "pixelcnn":
         return model.log_prob(x)
+    shared = {
+        "num_samples": options["num_samples"],
+        "max_bytes": None if options["max_mib"] is None else options["max_mib"] * 2**20,
+    }
     if options["model"] == "iwae":
-        return objectives.iwae(model, x, num_samples=options["num_samples"])
-    return objectives.elbo(model, x, num_samples=options["num_samples"])
+        alpha = options["alpha"] if options["estimator"] == "vr" else None
+        return objectives.iwae(model, x, estimator=options["estimator"], alpha=alpha, **shared)
+    return objectives.elbo(model, x, **shared)
 
 
 def read_checkpoint(folder: str | Path, device: torch.device, weights: Literal["best", "last"]) -> tuple[Any, dict]:

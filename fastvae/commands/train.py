@@ -16,6 +16,7 @@ _EPILOG = """\
 examples:
   python -m fastvae train --out runs/vae
   python -m fastvae train --model iwae --num-samples 50 --data mnist.npz --binarize sample --out runs/iwae
+  python -m fastvae train --model iwae --num-samples 5000 --estimator dreg --max-mib 64 --out runs/dreg
   python -m fastvae train --model pixelcnn --data digits --likelihood categorical --out runs/pixelcnn
   python -m fastvae train --resume --out runs/pixelcnn --epochs 200"""
 

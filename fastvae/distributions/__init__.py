@@ -8,6 +8,7 @@ from .categorical import Categorical, CategoricalLikelihood
 from .diagonal_gaussian import DiagonalGaussian
 from .gaussian import Gaussian, GaussianLikelihood
 from .likelihood import ImageDistribution, Likelihood, checked_data
+from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
 
 __all__ = [
     "Autoregressive",
@@ -20,13 +21,16 @@ __all__ = [
     "GaussianLikelihood",
     "ImageDistribution",
     "Likelihood",
+    "LogisticMixture",
+    "LogisticMixtureLikelihood",
     "as_likelihood",
     "checked_data",
     "likelihood",
 ]
 
 _FAMILIES: dict[str, type[Likelihood]] = {
-    family.name: family for family in (BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood)
+    family.name: family
+    for family in (BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, LogisticMixtureLikelihood)
 }
 
 
@@ -34,7 +38,7 @@ def likelihood(name: str, **options: Any) -> Likelihood:
     """A likelihood family by name, as configuration files and the command line give it.
 
     Args:
-        name: ``"bernoulli"``, ``"categorical"`` or ``"gaussian"``.
+        name: ``"bernoulli"``, ``"categorical"``, ``"gaussian"`` or ``"logistic_mixture"``.
         options: arguments of the family, for example ``num_levels=17`` or ``scale="pixel"``.
 
     Raises:

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .likelihood import ImageDistribution, Likelihood, check_finite, is_checked, support_error
+from fastvae import ops
+
+from .likelihood import ImageDistribution, Likelihood, check_finite, check_levels, is_checked
 
 __all__ = ["Categorical", "CategoricalLikelihood"]
 
@@ -40,12 +42,8 @@ class Categorical(ImageDistribution):
         """``x`` (..., C, H, W) with integer values in 0..L-1, any dtype -> (...) nats."""
         self._check_shape(x)
         if not is_checked():
-            _check_levels(x, self.num_levels)
-        shape = torch.broadcast_shapes(x.shape[:-3], self.batch_shape) + self.event_shape
-        level = x.long().expand(shape).unsqueeze(-3)
-        logits = self.logits.expand((*shape[:-2], self.num_levels, *shape[-2:]))
-        chosen = logits.gather(-3, level).squeeze(-3)
-        return (chosen - self.logits.logsumexp(-3)).flatten(-3).sum(-1)
+            check_levels(CategoricalLikelihood.name, x, self.num_levels)
+        return ops.categorical_log_prob(x, self.logits)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Levels, as floating point: what the networks take."""
@@ -73,7 +71,7 @@ class CategoricalLikelihood(Likelihood):
         return Categorical(self.split(params))
 
     def check(self, x: Tensor) -> None:
-        _check_levels(x, self.num_levels)
+        check_levels(self.name, x, self.num_levels)
 
     def marginal_params(self, x: Tensor) -> Tensor:
         counts = torch.stack([(x == level).sum(0) for level in range(self.num_levels)], dim=1)  # (C, L, H, W)
@@ -85,11 +83,3 @@ class CategoricalLikelihood(Likelihood):
 
     def extra_repr(self) -> str:
         return f"num_levels={self.num_levels}"
-
-
-def _check_levels(x: Tensor, num_levels: int) -> None:
-    valid = (x >= 0) & (x < num_levels)
-    if x.is_floating_point():
-        valid &= x == x.floor()
-    fix = "pass integer levels and set num_levels to their number; do not divide by 255"
-    support_error("categorical", x, valid, f"an integer in 0..{num_levels - 1}", fix)

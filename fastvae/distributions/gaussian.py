@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastvae import ops
+
 from .likelihood import ImageDistribution, Likelihood, check_finite, is_checked, support_error
 
 __all__ = ["Gaussian", "GaussianLikelihood"]
-
-_HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class Gaussian(ImageDistribution):
@@ -38,13 +38,11 @@ class Gaussian(ImageDistribution):
         return (2.0 * self.log_scale).exp().expand_as(self.loc)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """``x`` (..., C, H, W), floating point -> (...) nats."""
         self._check_shape(x)
         if not is_checked():
             _check_continuous(x)
-        size = self.event_shape.numel()
-        noise = (x - self.loc) * (-self.log_scale).exp()
-        log_scales = self.log_scale.expand_as(self.loc).flatten(-3).sum(-1)
-        return -0.5 * noise.square().flatten(-3).sum(-1) - log_scales - size * _HALF_LOG_TWO_PI
+        return ops.gaussian_log_prob(x, self.loc, self.log_scale)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         check_finite("mean", self.loc)

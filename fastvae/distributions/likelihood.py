@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-__all__ = ["ImageDistribution", "Likelihood", "check_finite", "checked_data", "support_error"]
+__all__ = ["ImageDistribution", "Likelihood", "check_finite", "check_levels", "checked_data", "support_error"]
 
 _data_is_checked: ContextVar[bool] = ContextVar("fastvae_data_is_checked", default=False)
 
@@ -53,7 +53,7 @@ class ImageDistribution(Distribution):
 class Likelihood(nn.Module):
     """A family p(x | parameters) of images: how many parameters a value takes, and the distribution they give.
 
-    A network ends in ``num_params`` channels for each image channel; calling the family on them gives the distribution.
+    A network ends in ``num_maps`` channels; calling the family on them gives the distribution.
     """
 
     name: str
@@ -61,8 +61,12 @@ class Likelihood(nn.Module):
     num_levels: int | None  # None: continuous data
 
     def forward(self, params: Tensor) -> ImageDistribution:
-        """``params`` (..., C * num_params, H, W) -> distribution with batch (...) and event (C, H, W)."""
+        """``params`` (..., num_maps(C), H, W) -> distribution with batch (...) and event (C, H, W)."""
         raise NotImplementedError(f"{type(self).__name__} does not define the distribution of its parameters")
+
+    def num_maps(self, channels: int) -> int:
+        """How many channels of parameters images with ``channels`` channels take: ``num_params`` for each."""
+        return channels * self.num_params
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` if ``x`` holds values outside the support."""
@@ -73,7 +77,7 @@ class Likelihood(nn.Module):
         return x.to(torch.get_default_dtype() if not x.is_floating_point() else x.dtype) * (2.0 / top) - 1.0
 
     def marginal_params(self, x: Tensor) -> Tensor:
-        """Parameters (C * num_params, H, W) of the pixel-wise marginals of ``x`` (N, C, H, W), slightly smoothed."""
+        """Parameters (num_maps(C), H, W) of the pixel-wise marginals of ``x`` (N, C, H, W), slightly smoothed."""
         raise NotImplementedError(f"{type(self).__name__} does not define its marginals")
 
     def config(self) -> dict[str, Any]:
@@ -95,6 +99,16 @@ def support_error(name: str, x: Tensor, valid: Tensor, expected: str, fix: str) 
     if not bool(valid.all()):
         example = x[~valid].flatten()[0].item()
         raise ValueError(f"x must be {expected} for a {name} likelihood, got values such as {example:g}; {fix}")
+
+
+def check_levels(name: str, x: Tensor, num_levels: int) -> None:
+    """Raise ``ValueError`` if ``x`` holds other values than the integers 0..L-1."""
+    values = x if x.is_floating_point() else x.long()  # 256 is 0 to a comparison of bytes
+    valid = (values >= 0) & (values < num_levels)
+    if x.is_floating_point():
+        valid &= x == x.floor()
+    fix = "pass integer levels and set num_levels to their number; do not divide by 255"
+    support_error(name, x, valid, f"an integer in 0..{num_levels - 1}", fix)
 
 
 def check_finite(name: str, params: Tensor) -> None:

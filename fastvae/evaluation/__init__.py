@@ -3,15 +3,18 @@
 from . import adapters
 from .active_units import active_units
 from .blocks import BoundCurve, Jackknife
+from .calibration import Calibration, calibrate
 from .distributed import log_likelihood_distributed
 from .khat import pareto_khat
 from .log_likelihood import log_likelihood
 from .log_weights import LogWeights, MeanLogProb
 from .origin import Origin
+from .refine import refine
 from .result import LogLikelihood
 
 __all__ = [
     "BoundCurve",
+    "Calibration",
     "Jackknife",
     "LogLikelihood",
     "LogWeights",
@@ -19,7 +22,9 @@ __all__ = [
     "Origin",
     "active_units",
     "adapters",
+    "calibrate",
     "log_likelihood",
     "log_likelihood_distributed",
     "pareto_khat",
+    "refine",
 ]

@@ -1,6 +1,6 @@
-"""The arguments of ``log_likelihood``: checked before any work, and brought into one form."""
+"""What evaluations and objectives take: a model or two callables, their modules, the numbers of the datapoints."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,21 +10,30 @@ from torch import Tensor, nn
 from .conditioned import with_condition
 
 __all__ = [
-    "as_callables",
+    "MOST_IDS",
+    "callables",
     "check_device",
     "check_numbers",
     "checked_ids",
+    "checked_log_prob",
     "evaluation_mode",
+    "likelihood_of",
+    "modules_of",
     "noise_dtype",
-    "owners",
 ]
 
-_IDS = 2**32  # datapoint and sample numbers are 32-bit words of the counter
+MOST_IDS = 2**32  # datapoint and sample numbers are 32-bit words of the counter
+MOST_STEPS = 2**29  # of refining, each with a few samples
 
 
-def as_callables(
+def callables(
     model: Any, proposal: Callable[..., Any] | None, log_joint: Callable[..., Tensor] | None, conditioned: bool = False
 ) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
+    """``proposal(x)`` and ``log_joint(x, z)`` of a model, or those given instead of it.
+
+    Raises:
+        TypeError: if neither or both are given, or a part is missing or cannot be called.
+    """
     if model is None:
         if proposal is None or log_joint is None:
             raise TypeError("pass a model, or both proposal= and log_joint=")
@@ -43,12 +52,43 @@ def as_callables(
             f"{', '.join(missing)}. Other models fit through proposal= and log_joint="
         )
     prior = model.prior()
-    return model.proposal, lambda x, z: model.likelihood(z).log_prob(x) + prior.log_prob(z)
+    likelihood = likelihood_of(model)
+    return model.proposal, lambda x, z: likelihood(x, z) + prior.log_prob(z)
 
 
-def check_numbers(num_samples: int, seed: int, first_sample: int, max_bytes: int | None, on_bad: str) -> None:
-    limits = {"num_samples": (num_samples, 1, _IDS), "seed": (seed, 0, 2**64 - 1)}
-    limits["first_sample"] = (first_sample, 0, _IDS - 1)
+def likelihood_of(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """log p(x | z) of a model as a function of x (n, ...) and z (k, n, ...)."""
+    return lambda x, z: checked_log_prob(model.likelihood(z).log_prob(x), z.shape[:2], "log p(x | z)")
+
+
+def checked_log_prob(log_prob: Any, want: Sequence[int], name: str = "log p(x, z)") -> Tensor:
+    """``log_prob`` if it is a tensor of one number for each z; ``want`` is (samples, datapoints).
+
+    Raises:
+        ValueError: if not.
+    """
+    got = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
+    if got != tuple(want):
+        raise ValueError(
+            f"{name} must be a tensor of shape {tuple(want)} (samples, datapoints), one number for each z, got {got}; "
+            "sum over the dimensions of x (torch.distributions.Independent does), and keep samples first"
+        )
+    return log_prob
+
+
+def modules_of(*parts: Any) -> list[nn.Module]:
+    """Those of the arguments that are modules or methods of one."""
+    owners = [getattr(part, "__self__", part) for part in parts]
+    return [owner for owner in owners if isinstance(owner, nn.Module)]
+
+
+def check_numbers(
+    num_samples: int, seed: int, first_sample: int, max_bytes: int | None, refine: int, on_bad: str
+) -> None:
+    """Raise ``TypeError`` for what is no integer, ``ValueError`` for what is out of range."""
+    limits = {"num_samples": (num_samples, 1, MOST_IDS), "seed": (seed, 0, 2**64 - 1)}
+    limits["first_sample"] = (first_sample, 0, MOST_IDS - 1)
+    limits["refine"] = (refine, 0, MOST_STEPS)
     if max_bytes is not None:
         limits["max_bytes"] = (max_bytes, 1, 2**62)
     for name, (value, least, most) in limits.items():
@@ -56,19 +96,14 @@ def check_numbers(num_samples: int, seed: int, first_sample: int, max_bytes: int
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if not least <= value <= most:
             raise ValueError(f"{name} must be between {least} and {most}, got {value}")
-    if first_sample + num_samples > _IDS:
-        raise ValueError(f"first_sample + num_samples must be at most {_IDS}, got {first_sample + num_samples}")
+    if first_sample + num_samples > MOST_IDS:
+        raise ValueError(f"first_sample + num_samples must be at most {MOST_IDS}, got {first_sample + num_samples}")
     if on_bad not in ("raise", "count"):
         raise ValueError(f"on_bad must be 'raise' or 'count', got {on_bad!r}")
 
 
-def owners(*parts: Any) -> list[nn.Module]:
-    """Those of the arguments that are modules or methods of one."""
-    owners = [getattr(part, "__self__", part) for part in parts]
-    return [owner for owner in owners if isinstance(owner, nn.Module)]
-
-
 def check_device(x: Tensor, modules: list[nn.Module]) -> None:
+    """Raise ``ValueError`` if a module is elsewhere than the data."""
     for module in modules:
         for parameter in module.parameters():
             if parameter.device != x.device:
@@ -80,13 +115,19 @@ def check_device(x: Tensor, modules: list[nn.Module]) -> None:
 
 
 def checked_ids(ids: Tensor | None, x: Tensor) -> Tensor:
+    """The global numbers of the datapoints, on the device of ``x``; 0, 1, ... by default.
+
+    Raises:
+        TypeError: if they are not int64.
+        ValueError: if there is not one in [0, 2^32) for each datapoint.
+    """
     if ids is None:
         return torch.arange(x.shape[0], device=x.device)
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
         raise TypeError(f"ids must be an int64 tensor, got {getattr(ids, 'dtype', type(ids).__name__)}")
     if ids.shape != x.shape[:1]:
         raise ValueError(f"ids must have shape ({x.shape[0]},), one number for each datapoint, got {tuple(ids.shape)}")
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= _IDS):
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= MOST_IDS):
         raise ValueError(f"ids must be in [0, 2^32), got {int(ids.min())} to {int(ids.max())}")
     return ids.to(x.device)
 
@@ -102,6 +143,7 @@ def noise_dtype(x: Tensor, modules: list[nn.Module]) -> torch.dtype:
 
 @contextmanager
 def evaluation_mode(modules: list[nn.Module]) -> Iterator[None]:
+    """All modules in eval mode inside, in the mode they had afterwards."""
     training = [part for module in modules for part in module.modules() if part.training]
     for module in modules:
         module.eval()

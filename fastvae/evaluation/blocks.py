@@ -4,8 +4,10 @@ Sample m belongs to block ``m mod B``, so that the blocks neither depend on chun
 and have equal sizes (to one sample) at every moment. All states here are (8, ..., N), see ``ops.empty_log_weights``.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,8 @@ class BoundCurve:
     The first one is the ELBO, the last one ``log_prob``. By Jensen's inequality no value is below the one before it.
 
     Attributes:
-        num_samples: (G,) int64, the k, of the datapoint with the fewest samples; groups differ by one sample at most.
+        num_samples: (G,) int64, the k: the mean size of the groups, rounded down, of the datapoint with the fewest
+            samples. Groups of one run differ by one sample at most.
         values: (G, N) nats.
         std_error: (G, N) nats, their Monte-Carlo errors; nan where unknown.
     """
@@ -43,6 +46,15 @@ class BoundCurve:
         """(G,) nats: the Monte-Carlo error of :attr:`mean`, without that of the choice of datapoints."""
         return self.std_error.square().sum(1).sqrt() / max(self.values.shape[1], 1)
 
+    def to_dict(self) -> dict[str, list[Any]]:
+        """The means as JSON can hold them: None for what is infinite or unknown."""
+        figures = {"num_samples": self.num_samples, "log_prob": self.mean, "monte_carlo_error": self.mean_std_error}
+        return {name: [v if math.isfinite(v) else None for v in values.tolist()] for name, values in figures.items()}
+
+    def __str__(self) -> str:
+        pairs = zip(self.mean.tolist(), self.num_samples.tolist(), strict=True)
+        return ", ".join(f"{value:.2f} ({count})" for value, count in pairs)
+
 
 @dataclass(frozen=True)
 class Jackknife:
@@ -55,6 +67,11 @@ class Jackknife:
 
     log_prob: Tensor
     std_error: Tensor
+
+    @property
+    def mean_std_error(self) -> float:
+        """Nats: the Monte-Carlo error of the mean of ``log_prob`` over the datapoints."""
+        return float(self.std_error.square().sum().sqrt()) / max(self.std_error.shape[0], 1)
 
 
 def log_mean(state: Tensor) -> Tensor:
@@ -88,17 +105,16 @@ def levels(blocks: Tensor) -> Iterator[Tensor]:
 def bound_curve(blocks: Tensor) -> BoundCurve:
     """The curve of the blocks (8, B, N)."""
     samples = blocks[0].sum(0)  # (N,)
-    fewest = int(samples.min()) if samples.numel() else 0
     counts, values, errors = [], [], []
     for states in levels(blocks):
-        groups = states.shape[1]
-        if fewest // groups >= 2:
+        size = _group_size(states[0])
+        if size >= 2:
             value, error = _level(states, samples)
-            counts.append(fewest // groups)
+            counts.append(size)
             values.append(value)
             errors.append(error)
-    if fewest >= 1:  # L_1 is the mean log-weight
-        n, _, _, _, mean, m2, zeros, _ = states[:, 0]
+    n, _, _, _, mean, m2, zeros, _ = states[:, 0]
+    if _group_size(states[0]) >= 1:  # L_1 is the mean log-weight
         counts.insert(0, 1)
         values.insert(0, mean.masked_fill(zeros > 0, -torch.inf))
         errors.insert(0, (m2 / (n - 1) / n).sqrt().masked_fill((zeros > 0) | (n < 2), torch.nan))
@@ -111,15 +127,21 @@ def bound_curve(blocks: Tensor) -> BoundCurve:
     )
 
 
+def _group_size(counts: Tensor) -> int:
+    """The mean number of samples in the groups (G, N) that have any, of the datapoint with the fewest."""
+    if counts.shape[1] == 0:
+        return 0
+    return int((counts.sum(0) / (counts > 0).sum(0).clamp(min=1)).min())
+
+
 def _level(states: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
     """Mean bound (N,) of the groups (8, G, N) and its standard error."""
-    groups = states.shape[1]
-    bounds, share = log_mean(states), states[0] / samples  # (G, N)
-    value = (share * bounds).sum(0)
-    if groups >= _FEWEST_GROUPS:
-        spread = (share * (bounds - value)).square().sum(0)
-        return value, (spread * groups / (groups - 1)).sqrt()
-    return value, (share.square() * relative(states) / states[0]).sum(0).sqrt()
+    used = states[0] > 0  # many merged states of few samples may leave groups without any
+    bounds, share, groups = log_mean(states), states[0] / samples, used.sum(0)
+    value = (share * bounds).masked_fill(~used, 0.0).sum(0)
+    between = (share * (bounds - value)).masked_fill(~used, 0.0).square().sum(0) * groups / (groups - 1)
+    within = (share.square() * relative(states) / states[0]).masked_fill(~used, 0.0).sum(0)
+    return value, torch.where(groups >= _FEWEST_GROUPS, between, within).sqrt()
 
 
 def jackknife(blocks: Tensor) -> Jackknife:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .arguments import check_numbers, checked_ids, owners
+from .arguments import check_numbers, checked_ids, modules_of
 from .log_likelihood import log_likelihood
 from .log_weights import LogWeights
 from .origin import Origin
 from .parts import Part, make_parts, share
 from .peers import Peers
+from .refine import NUM_SAMPLES
 from .result import LogLikelihood
 from .resume import fingerprint
 
@@ -56,8 +57,8 @@ def log_likelihood_distributed(
             processes, goes on from there: whole parts are read, begun ones continued. Files of another evaluation under
             the names of its parts are an error; nothing removes the folder.
         progress: show a progress bar of the share of process 0; by default only on a terminal.
-        options: ``proposal``, ``log_joint``, ``condition``, ``seed``, ``ids``, ``max_bytes``, ``on_bad``, ``modules``
-            as in :func:`fastvae.log_likelihood`.
+        options: ``proposal``, ``log_joint``, ``condition``, ``seed``, ``ids``, ``max_bytes``, ``refine``, ``on_bad``,
+            ``modules`` as in :func:`fastvae.log_likelihood`.
 
     Returns:
         :class:`fastvae.evaluation.LogLikelihood` of all datapoints, on the device of ``x``, in every process. Its
@@ -80,20 +81,22 @@ def log_likelihood_distributed(
     if x.ndim < 1:
         raise ValueError("x must have shape (N, ...), got a scalar; add a batch dimension with x[None]")
     seed = options.setdefault("seed", 0)
-    check_numbers(num_samples, seed, first_sample, options.get("max_bytes"), options.get("on_bad", "raise"))
+    refine: int = options.get("refine", 0)
+    check_numbers(num_samples, seed, first_sample, options.get("max_bytes"), refine, options.get("on_bad", "raise"))
     ids, condition = checked_ids(options.pop("ids", None), x), options.pop("condition", None)
     samples = range(first_sample, first_sample + num_samples)
     peers = Peers(group)
-    same: dict[str, Any] = {"num_samples": num_samples, "first_sample": first_sample, "seed": seed}
+    same: dict[str, Any] = {"num_samples": num_samples, "first_sample": first_sample, "seed": seed, "refine": refine}
     if peers.size > 1:
-        same |= {"x": fingerprint([x]), "ids": fingerprint([ids])}
-        parts_of_model = owners(model, options.get("proposal"), options.get("log_joint"), *options.get("modules", ()))
-        same |= {"the number of datapoints": x.shape[0], "the parameters": fingerprint(parts_of_model)}
-    shares = _shares(peers, make_parts(x.shape[0], samples), checkpoint, same)
+        modules = modules_of(model, options.get("proposal"), options.get("log_joint"), *options.get("modules", ()))
+        same |= {"x": fingerprint([x]), "ids": fingerprint([ids]), "the parameters": fingerprint(modules)}
+        same |= {"the condition": "none" if condition is None else fingerprint([condition])}
+    shares = _shares(peers, make_parts(x.shape[0], samples, whole_samples=refine > 0), checkpoint, same)
     runs = [range(parts[0].points.start, parts[-1].points.stop) if parts else range(0) for parts in shares]
     ours, run = shares[peers.rank], runs[peers.rank]
     weights = LogWeights(len(run), device=x.device)
-    with _bar(peers, sum(part.rows for part in ours), progress) as bar:
+    total = sum(part.rows + len(part.points) * refine * NUM_SAMPLES for part in ours)
+    with _bar(peers, total, progress) as bar:
         for part in ours:
             points = slice(part.points.start, part.points.stop)
             result = log_likelihood(

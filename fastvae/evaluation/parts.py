@@ -30,20 +30,24 @@ class Part:
         return f"points-{points}-samples-{samples}.safetensors"
 
 
-def make_parts(num_points: int, samples: range) -> list[Part]:
+def make_parts(num_points: int, samples: range, whole_samples: bool = False) -> list[Part]:
     """Datapoints are cut first, for that costs nothing; where they are few, each group's samples are cut too.
 
     Cuts are at multiples of the fixed blocks in which some proposals draw, so the parts together draw what one
-    evaluation draws. All samples of a group come before the next group.
+    evaluation draws. All samples of a group come before the next group. With ``whole_samples`` (where every part of a
+    group would refine its proposals again) datapoints alone are cut, down to one: such proposals draw in no blocks.
     """
-    size = _rounded_up(max(-(-num_points // _PARTS), 1), BLOCK_POINTS)
-    starts = range(0, num_points, size)
-    pieces = _PARTS // max(len(starts), 1)
-    fewest = -(-_FEWEST_ROWS // max(min(size, num_points), 1))
-    count = _rounded_up(max(-(-len(samples) // max(pieces, 1)), fewest), BLOCK_SAMPLES)
+    size = max(-(-num_points // _PARTS), 1)
+    if whole_samples:
+        count = len(samples)
+    else:
+        size = _rounded_up(size, BLOCK_POINTS)
+        pieces = _PARTS // max(-(-num_points // size), 1)
+        fewest = -(-_FEWEST_ROWS // max(min(size, num_points), 1))
+        count = _rounded_up(max(-(-len(samples) // max(pieces, 1)), fewest), BLOCK_SAMPLES)
     return [
         Part(range(start, min(start + size, num_points)), range(first, min(first + count, samples.stop)))
-        for start in starts
+        for start in range(0, num_points, size)
         for first in range(samples.start, samples.stop, count)
     ]
 

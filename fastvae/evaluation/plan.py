@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .draw import BLOCK_POINTS, BLOCK_SAMPLES
 
-__all__ = ["Plan", "bytes_per_row", "default_max_bytes", "make_plan"]
+__all__ = ["Plan", "Sizes", "bytes_per_row", "default_max_bytes", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def bytes_per_row(call: Callable[[int], object]) -> int:
     """
     sizes = []
     for rows in (1, 2):
-        with _Sizes() as mode:
+        with Sizes() as mode:
             call(rows)
         sizes.append(mode.sizes)
     return max(sizes[1] - sizes[0], default=0) // 2
 
 
-class _Sizes(TorchDispatchMode):
+class Sizes(TorchDispatchMode):
     """Notes the bytes of every tensor that an operator returns."""
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ def _curve(axes: Any, result: LogLikelihood) -> None:
     axes.set_xscale("log")
     axes.set_xticks(k.tolist(), [f"{count:,}" for count in k.tolist()])
     axes.minorticks_off()
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("importance samples $k$", fontsize=9)
     axes.set_ylabel("nats per datapoint", fontsize=9)
     points, value, elbo = result.weights.num_points, float(curve.mean[-1]), float(curve.mean[0])
@@ -70,12 +72,12 @@ def _histogram(axes: Any, result: LogLikelihood) -> None:
     shown = ess.isfinite()
     ess, trusted = ess[shown].clamp(min=1.0), trusted[shown]  # 0 where all weights are zero
     samples = max(result.origin.num_samples, 2)
-    bins = torch.logspace(0.0, float(torch.tensor(float(samples)).log10()), 31)
-    bins[-1] *= 1.0001  # an ESS of M belongs to the last one
+    low = min(50.0, samples / 2, *ess.tolist())
+    bins = torch.logspace(math.log10(low * 0.999), math.log10(samples * 1.001), 36)  # ends belong to them
     groups = [ess[trusted].numpy(), ess[~trusted].numpy()]
     labels = [f"trusted: {len(groups[0]):,}", f"not trusted: {len(groups[1]):,}"]
     axes.hist(groups, bins=bins.numpy(), stacked=True, color=[_BLUE, _ORANGE], label=labels, edgecolor="white", lw=0.5)
-    axes.axvline(100.0, color=_GREY, lw=1, ls=":", label="100, the least to be trusted")
+    axes.axvline(100.0, color=_GREY, lw=1, ls=":", label="ESS = 100")
     axes.set_xscale("log")
     axes.set_xlabel(f"effective samples of {samples:,}", fontsize=9)
     axes.set_ylabel("datapoints", fontsize=9)

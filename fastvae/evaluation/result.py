@@ -136,7 +136,7 @@ class LogLikelihood:
         """
         self._check_alike("other", other)
         origin = self.origin.merged(other.origin)
-        return LogLikelihood(self.weights.merge(other.weights), self.num_dims, origin, self._more)
+        return LogLikelihood(self.weights.merge(other.weights), self.num_dims, origin, self._more or other._more)
 
     @staticmethod
     def join(parts: Sequence[LogLikelihood]) -> LogLikelihood:
@@ -211,7 +211,7 @@ class LogLikelihood:
         are means over the datapoints.
         """
         mean, bits = self.mean(), self.bits_per_dim()
-        curve, jackknife = self.curve, self.jackknife
+        jackknife = self.jackknife
         points = {
             "id": self.origin.ids,
             "log_prob": self.log_prob,
@@ -239,12 +239,8 @@ class LogLikelihood:
                     "elbo": self.elbo.mean(),
                     "bits_per_dim": bits.value,
                 },
-                "jackknife": {"log_prob": jackknife.log_prob.mean(), "monte_carlo_error": _error(jackknife.std_error)},
-                "curve": {
-                    "num_samples": curve.num_samples,
-                    "log_prob": curve.mean,
-                    "monte_carlo_error": curve.mean_std_error,
-                },
+                "jackknife": {"log_prob": jackknife.log_prob.mean(), "monte_carlo_error": jackknife.mean_std_error},
+                "curve": self.curve.to_dict(),
                 "datapoints": points,
             }
         )
@@ -277,7 +273,7 @@ class LogLikelihood:
             f"LogLikelihood of {n} datapoints, {self.origin.num_samples} samples each, in nats",
             f"  log p(x)  {mean.value:.4f} {error} +- {mean.data_error:.4f} (data)",
             f"  ELBO      {float(self.elbo.mean()):.4f}",
-            f"  curve     {_listed(self.curve)}",
+            f"  curve     {self.curve}",
             f"  ESS       median {float(ess.median()):.1f}, smallest {float(ess.min()):.1f}",
             f"  k-hat     median {float(khat.median()):.2f}, largest {float(khat.max()):.2f}",
         ]
@@ -288,7 +284,7 @@ class LogLikelihood:
             )
         else:
             jackknife = self.jackknife
-            corrected = f"{float(jackknife.log_prob.mean()):.4f} +- {_error(jackknife.std_error):.4f} (samples)"
+            corrected = f"{float(jackknife.log_prob.mean()):.4f} +- {jackknife.mean_std_error:.4f} (samples)"
             lines.append(f"  bias      {float(self.bias.mean()):.1e} (O(1/M) estimate); jackknife: {corrected}")
         return "\n".join(lines)
 
@@ -318,16 +314,6 @@ def read_result(path: str | Path, device: torch.device | str) -> tuple[LogLikeli
     if len(origin.ids) != weights.num_points or bool((counts != origin.num_samples).any()):
         raise ValueError(f"{path} is damaged: its samples are not those that its header counts")
     return LogLikelihood(weights, num_dims, origin), header
-
-
-def _error(std_error: Tensor) -> float:
-    """Of the mean over independent datapoints."""
-    return float(std_error.square().sum().sqrt()) / max(std_error.shape[0], 1)
-
-
-def _listed(curve: BoundCurve) -> str:
-    pairs = zip(curve.mean.tolist(), curve.num_samples.tolist(), strict=True)
-    return ", ".join(f"{value:.2f} ({count})" for value, count in pairs)
 
 
 def _plain(value: Any) -> Any:

@@ -130,7 +130,9 @@ class Checkpoint:
         try:
             if unfinished := header.get("unfinished"):
                 self.position = (int(unfinished["points_done"]), int(unfinished["next_sample"]))
-                self.plan = Plan(**unfinished["plan"]) if unfinished["plan"] else None
+                self.plan = Plan(**unfinished["plan"])
+                if not 0 <= self.position[0] < weights.num_points:
+                    raise ValueError(f"no datapoint {self.position[0]}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: its header says {header['unfinished']}") from error
         weights.blocks.copy_(found.weights.blocks)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,13 +10,15 @@ from tqdm.auto import tqdm
 
 from fastvae.distributions import checked_data
 
+from .arguments import checked_log_prob
 from .clamps import ClampedProbabilities
 from .conditioned import Conditioned
 from .draw import Latent, chunk, draw, is_addressed, latent_size
 from .plan import Plan, bytes_per_row, make_plan
+from .refine import Refined, parameters_of
 from .resume import Checkpoint
 
-__all__ = ["Run"]
+__all__ = ["Run", "raise_if_bad"]
 
 
 class Run:
@@ -30,18 +32,30 @@ class Run:
         log_joint: Callable[..., Tensor],
         seed: int,
         noise_dtype: torch.dtype,
+        refine: int = 0,
     ) -> None:
-        self.x, self.ids, self.seed, self.noise_dtype = x, ids, seed, noise_dtype
+        self.x, self.ids, self.seed, self.noise_dtype, self.refine = x, ids, seed, noise_dtype, refine
         self.proposal, self.log_joint = proposal, log_joint
 
     def all(self, samples: range, plan: Plan, checkpoint: Checkpoint, on_bad: str, bar: tqdm) -> None:
         """Whatever ``checkpoint`` has not done yet, into the weights of its result."""
+        refined = Refined(
+            self.proposal,
+            plan.points,
+            plan.chunk_points * plan.chunk_samples,
+            log_joint=self.log_joint,
+            x=cast(Tensor, self.x),  # data with conditions are indexed as a tensor is
+            ids=self.ids,
+            seed=self.seed,
+            steps=self.refine,
+            advance=bar.update,
+        )
         done, next_sample = checkpoint.position
         for start in range(done, self.x.shape[0], plan.points):
             stop = min(start + plan.points, self.x.shape[0])
             points = slice(start, stop)
             x, ids = self.x[points], self.ids[points]
-            q = self.proposal(x)
+            q = refined(points) if self.refine else self.proposal(x)
             for first in range(next_sample, samples.stop, plan.samples):
                 count = min(plan.samples, samples.stop - first)
                 z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
@@ -49,7 +63,7 @@ class Run:
                 checkpoint.update(log_joint - log_q, points, first)
                 bar.update(count * x.shape[0])
             if on_bad == "raise":
-                _raise_if_bad(checkpoint.result.weights.num_bad[points], ids, len(samples))
+                raise_if_bad(checkpoint.result.weights.num_bad[points], ids, len(samples))
             next_sample = samples.start
             checkpoint.position = (stop, next_sample)
 
@@ -57,13 +71,15 @@ class Run:
         """From one row and two rows of the real computation: the bytes of a row, the size of z, the kind of q."""
         index = self.ids.new_zeros(2)
         q = self.proposal(self.x[index])
+        if self.refine:
+            parameters_of(q)  # refuses other proposals before any work
         z, _ = draw(q, self.seed, self.ids[index], samples.start, 1, self.noise_dtype)
 
         def rows(count: int) -> None:
             x = self.x[index[:count]]
             self.proposal(x)
             with ClampedProbabilities() if count == 1 else nullcontext():
-                _checked(self.log_joint(x, chunk(z, slice(1), slice(count))), (1, count))
+                checked_log_prob(self.log_joint(x, chunk(z, slice(1), slice(count))), (1, count))
 
         row_bytes = bytes_per_row(rows)
         return make_plan(self.x.shape[0], len(samples), row_bytes, latent_size(z), max_bytes, is_addressed(q))
@@ -79,22 +95,13 @@ class Run:
                 # the likelihood looks at the values of x once, not for every chunk
                 with checked_data() if seen or j else nullcontext():
                     log_joint = self.log_joint(x[some], chunk(z, rows, some))
-                parts.append(_checked(log_joint, (rows.stop - rows.start, x[some].shape[0])))
+                parts.append(checked_log_prob(log_joint, (rows.stop - rows.start, x[some].shape[0])))
             columns.append(torch.cat(parts))
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
 
-def _checked(log_joint: Any, want: tuple[int, ...]) -> Tensor:
-    got = tuple(log_joint.shape) if isinstance(log_joint, Tensor) else type(log_joint).__name__
-    if got != want:
-        raise ValueError(
-            f"log p(x, z) must be a tensor of shape {want} (samples, datapoints), one number for each z, got {got}; "
-            "sum over the dimensions of x, and keep samples first"
-        )
-    return log_joint
-
-
-def _raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:
+def raise_if_bad(num_bad: Tensor, ids: Tensor, num_samples: int) -> None:
+    """``ValueError`` that names the datapoints with nan or +inf among their log-weights, if there are any."""
     if not bool(num_bad.any()):
         return
     bad = num_bad.nonzero()[:, 0].tolist()

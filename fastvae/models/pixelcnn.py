@@ -90,7 +90,7 @@ class PixelCNN(nn.Module):
         blocks = [MaskedResidualBlock(channels, kernel_size, condition_channels) for _ in range(num_blocks)]
         self.blocks = nn.ModuleList(blocks)
         self.hidden = nn.Conv2d(channels, channels, 1)
-        self.last = nn.Conv2d(channels, values * self.family.num_params, 1)
+        self.last = nn.Conv2d(channels, self.family.num_maps(values), 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Parameters of every value given the earlier ones, in one parallel pass.
@@ -100,7 +100,7 @@ class PixelCNN(nn.Module):
             condition: (N, F), (N, F, 1, 1) or (N, F, H, W); None exactly if ``condition_channels`` is 0.
 
         Returns:
-            (N, C * num_params, H, W).
+            (N, P, H, W), P the family's ``num_maps(C)``.
         """
         x, condition = self._check(x, condition)
         h = self.first(self.family.scale(x))

@@ -94,7 +94,7 @@ class PixelVAE(LatentVariableModel):
         return self.decoder.pixelcnn.family
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Teacher-forced parameters: ``x`` (N, C, H, W), ``z`` (N, d) -> (N, C * num_params, H, W)."""
+        """Teacher-forced parameters: ``x`` (N, C, H, W), ``z`` (N, d) -> (N, P, H, W)."""
         if z.shape != (x.shape[0], self.latent_size):
             raise ValueError(f"z must have shape ({x.shape[0]}, {self.latent_size}), got {tuple(z.shape)}")
         return self.decoder.pixelcnn(x, self.decoder.maps(z))

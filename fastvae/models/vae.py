@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastvae.distributions import ImageDistribution, Likelihood, as_likelihood
 
 from .latent_variable_model import LatentVariableModel
-from .parts import GaussianEncoder, check_event_shape, check_hidden_sizes, check_latent, check_positive, image_size, mlp
+from .parts import GaussianEncoder, check_event_shape, check_hidden_sizes, check_latent, check_positive, mlp
 
 __all__ = ["VAE"]
 
@@ -21,7 +21,7 @@ class ImageDecoder(nn.Module):
         super().__init__()
         self.net, self.family = net, family
         channels, height, width = event_shape
-        self.params_shape = (channels * family.num_params, height, width)
+        self.params_shape = (family.num_maps(channels), height, width)
 
     def forward(self, z: Tensor) -> ImageDistribution:
         first = cast(nn.Linear, self.net[0])
@@ -66,7 +66,7 @@ class VAE(LatentVariableModel):
         check_positive(latent_size=latent_size)
         hidden_sizes = check_hidden_sizes(hidden_sizes)
         family = as_likelihood(likelihood)
-        params = image_size(shape) * family.num_params
+        params = family.num_maps(shape[0]) * shape[1] * shape[2]
         decoder = mlp([latent_size, *reversed(hidden_sizes), params], activation)
         super().__init__(
             GaussianEncoder(family, shape, hidden_sizes, latent_size, activation),

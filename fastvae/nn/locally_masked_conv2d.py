@@ -2,6 +2,7 @@
 
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from fastvae.ops.locally_masked_conv2d import locally_masked_conv2d
@@ -66,7 +67,8 @@ class LocallyMaskedConv2d(nn.Conv2d):
         order: OrderName | Any = "raster",
         size: tuple[int, int],
     ) -> None:
-        bits = _bits(order, size, kernel_size, mask, dilation)  # checks what they share
+        with torch.device("cpu"):  # whatever the default: a layer made on meta needs its bits too
+            bits = _bits(order, size, kernel_size, mask, dilation)  # checks what they share
         super().__init__(
             in_channels,
             out_channels,

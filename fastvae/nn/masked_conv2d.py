@@ -95,7 +95,7 @@ class MaskedConv2d(nn.Conv2d):
         self.num_colours = num_colours
         self.mask_name: NamedMask | None = None if isinstance(given, Tensor) else given
         # read once: a compiled forward could not look at the values
-        self._taps = taps_of(given, size) if isinstance(given, Tensor) else named_taps(size, given, num_colours)
+        self._taps = taps_of(mask, size) if isinstance(mask, Tensor) else named_taps(size, mask, num_colours)
         self.register_buffer("given_mask", given.clone() if isinstance(given, Tensor) else None, persistent=False)
 
     @property

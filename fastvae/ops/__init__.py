@@ -2,9 +2,12 @@
 
 from ._dispatch import backend
 from .bernoulli_log_prob import bernoulli_log_prob
+from .categorical_log_prob import categorical_log_prob
 from .gated_masked_conv2d import gated_masked_conv2d
+from .gaussian_log_prob import gaussian_log_prob
 from .locally_masked_conv2d import locally_masked_conv2d
 from .log_weights import empty_log_weights, merge_log_weights, update_log_weights
+from .logistic_mixture_log_prob import logistic_mixture_log_prob, logistic_mixture_parts
 from .masked_conv2d import masked_conv2d
 from .masked_residual import masked_residual
 from .orders import generation_order, orientations
@@ -14,10 +17,14 @@ from .tap_bits import tap_bits
 __all__ = [
     "backend",
     "bernoulli_log_prob",
+    "categorical_log_prob",
     "empty_log_weights",
     "gated_masked_conv2d",
+    "gaussian_log_prob",
     "generation_order",
     "locally_masked_conv2d",
+    "logistic_mixture_log_prob",
+    "logistic_mixture_parts",
     "masked_conv2d",
     "masked_residual",
     "merge_log_weights",

@@ -11,7 +11,15 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
-__all__ = ["HAS_TRITON", "Backend", "backend", "choose", "constant_when_compiled", "must_use_definition"]
+__all__ = [
+    "HAS_TRITON",
+    "Backend",
+    "autocast_dtype",
+    "backend",
+    "choose",
+    "constant_when_compiled",
+    "must_use_definition",
+]
 
 Backend = Literal["auto", "triton", "torch", "reference"]
 Function = TypeVar("Function", bound=Callable)
@@ -106,6 +114,14 @@ def _is_interpreted() -> bool:
 def _warn(reason: str) -> None:
     # Python shows it once for each calling line
     warnings.warn(f"fastvae runs on its torch path, which is slower here: {reason}", stacklevel=4)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast wants ``x`` to be; None where it is off, unknown (meta tensors), or leaves float64 alone."""
+    kind = x.device.type
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def must_use_definition(*tensors: Tensor) -> bool:

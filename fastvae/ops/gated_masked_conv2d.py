@@ -6,7 +6,7 @@ from torch import Tensor
 from fastvae import reference
 from fastvae.reference.masked_conv2d import NamedMask
 
-from ._dispatch import choose, must_use_definition
+from ._dispatch import autocast_dtype, choose, must_use_definition
 from .masked_conv2d import kernels_are_faster, masked_conv2d_by_taps, taps_for, why_not_kernels
 from .masked_conv2d_checks import check_arguments, check_mask, check_tensor
 from .masked_conv2d_operators import (
@@ -94,8 +94,7 @@ def gated_masked_conv2d_by_taps(
     dilation: int,
 ) -> Tensor:
     """:func:`gated_masked_conv2d` of arguments known to be good, for a mask whose taps are known."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         condition = None if condition is None else condition.to(dtype)

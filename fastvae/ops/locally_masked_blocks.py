@@ -22,7 +22,6 @@ __all__ = ["forward", "grad_input", "grad_weight", "layout"]
 _FEWEST_CHANNELS = 12  # of a row that is worth gathering
 _CHUNK_BYTES = 1 << 20  # of the images that are computed together: they and what is gathered stay in the caches
 _COLUMN_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}  # of images that are unfolded together
-_FEWEST_PIXELS = 1 << 12  # below, F.unfold is faster than a loop over taps
 _FEWEST_ROWS = 64  # of a product for oneDNN
 
 
@@ -33,15 +32,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilati
     if taps is not None:
         return _static(x, weight, bias, taps, dilation).contiguous(memory_format=layout(x))
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    if not _can_gather(x):
-        y = x.new_empty(shape)
-        start = x.new_zeros(1) if bias is None else bias[:, None]
-        for part, columns in _unfolded(x, mask, size, dilation):
-            factor = weight.flatten(1).expand(len(columns), -1, -1)
-            torch.baddbmm(start, factor, columns, beta=0 if bias is None else 1, out=y[part].flatten(2))
-        return y.contiguous(memory_format=layout(x))
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     packed = weight.flatten(2).transpose(1, 2).contiguous()  # (C_out, k * k, C_in)
+    if not _can_gather(x):
+        for part, rows in _unfolded(x, mask, size, dilation):
+            out = y[part].permute(0, 2, 3, 1)
+            out.copy_(_linear(rows, packed.flatten(1), bias).view(out.shape))
+        return y
     for part, chunk in _chunks(x, mask, weight.shape, dilation):
         rows = torch.cat(
             [_linear(chunk.gather(b), packed.index_select(1, b.taps).flatten(1), bias) for b in chunk.blocks]
@@ -60,7 +57,9 @@ def grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> T
         return forward(grad_y, weight.transpose(0, 1).flip(2, 3), None, mirrored(mask, size, dilation), dilation)
     # to few channels: multiplying first and folding then is less work
     grad_x = grad_y.new_empty(grad_y.shape[0], channels, *grad_y.shape[2:])
-    for part, keep in _parts(grad_y.shape[0], grad_x[0].numel() * size**2, mask, size, grad_y):
+    for part in _parts(grad_y.shape[0], grad_x[0].numel() * size**2, grad_y):
+        keep = kept_bits(mask if mask.ndim == 2 else mask[part], size, grad_y.element_size(), 1)
+        keep = keep.flatten(1, 2).flatten(2).transpose(1, 2)[:, None]  # (1 or n, 1, k * k, H * W)
         some = grad_y[part].flatten(2)
         columns = torch.bmm(weight.flatten(1).t().expand(len(some), -1, -1), some)  # (n, C_in * k * k, H * W)
         columns.view(keep.dtype).unflatten(1, (channels, size**2)).bitwise_and_(keep)
@@ -85,11 +84,12 @@ def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilat
                 product = _linear(some.t(), chunk.gather(block).t(), None)  # (C_out, T * C_in)
                 total.index_add_(1, block.taps, product.view(shape[0], -1, shape[1]).to(wide))
         return total.transpose(1, 2).reshape(shape).to(x.dtype)
-    total = x.new_zeros(shape, dtype=wide)
-    for part, columns in _unfolded(x, mask, kernel_size, dilation):
-        product = grad_y[part].flatten(2) @ columns.transpose(1, 2)  # (n, C_out, C_in * k * k)
-        total += product.sum(0, dtype=wide).view(shape)
-    return total.to(x.dtype)
+    total = x.new_zeros(kernel_size**2 * shape[1], shape[0], dtype=wide)
+    for part, rows in _unfolded(x, mask, kernel_size, dilation):
+        grads = grad_y[part].flatten(2)  # (n, C_out, H * W)
+        seen = rows.view(len(grads), grads.shape[2], -1)
+        total += torch.bmm(seen.transpose(1, 2), grads.transpose(1, 2)).sum(0, dtype=wide)
+    return total.view(-1, shape[1], shape[0]).permute(2, 1, 0).contiguous().view(shape).to(x.dtype)
 
 
 def layout(x: Tensor) -> torch.memory_format:
@@ -161,39 +161,32 @@ def _has_onednn() -> bool:
     )
 
 
-def _parts(batch: int, elements: int, mask: Tensor, kernel_size: int, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A few images at a time, of so many column elements each, and (1 or n, 1, k * k, H * W) what is kept of them."""
+def _parts(batch: int, elements: int, like: Tensor) -> Iterator[slice]:
+    """A few images at a time, of so many column elements each."""
     step = max(1, _COLUMN_BYTES[like.device.type] // (elements * like.element_size()))
     for first in range(0, batch, step):
-        part = slice(first, min(first + step, batch))
-        keep = kept_bits(mask if mask.ndim == 2 else mask[part], kernel_size, like.element_size())
-        yield part, keep
+        yield slice(first, min(first + step, batch))
 
 
 def _unfolded(x: Tensor, mask: Tensor, kernel_size: int, dilation: int) -> Iterator[tuple[slice, Tensor]]:
-    """A few images at a time as columns (n, C * k * k, H * W), zero where a pixel may not see.
+    """A few images at a time as rows (n * H * W, k * k * C), zero where a pixel may not see.
 
-    The memory is used again: columns are valid until the next are asked for.
+    Channels come last, so that a row of the kernel is one piece of memory. The memory of the rows is used again: they
+    are valid until the next are asked for.
     """
-    height, width = x.shape[2:]
+    channels, height, width = x.shape[1:]
     border = kernel_size // 2 * dilation
-    columns = x.new_empty(0)
-    for part, keep in _parts(x.shape[0], x[0].numel() * kernel_size**2, mask, kernel_size, x):
-        images = x[part]
-        shape = (len(images), x.shape[1], kernel_size**2, height, width)
-        if images.numel() < _FEWEST_PIXELS:
-            whole = F.unfold(images, kernel_size, padding=border, dilation=dilation)
-            whole.view(keep.dtype).view(*shape[:3], -1).bitwise_and_(keep)
-            yield part, whole
-            continue
-        framed = F.pad(images, (border,) * 4).view(keep.dtype)
-        columns = columns if len(columns) >= shape[0] else x.new_empty(shape)
-        for tap in range(kernel_size**2):
-            row, col = (place * dilation for place in divmod(tap, kernel_size))
-            seen = framed[:, :, row : row + height, col : col + width]
-            out = columns[: shape[0], :, tap].view(keep.dtype)
-            torch.bitwise_and(seen, keep[:, :, tap].unflatten(-1, (height, width)), out=out)
-        yield part, columns[: shape[0]].flatten(3).flatten(1, 2)
+    memory = x.new_empty(0)
+    for part in _parts(x.shape[0], x[0].numel() * kernel_size**2, x):
+        keep = kept_bits(mask if mask.ndim == 2 else mask[part], kernel_size, x.element_size(), channels)
+        framed = F.pad(x[part], (border,) * 4).permute(0, 2, 3, 1).contiguous()  # (n, H + 2 border, W + 2 border, C)
+        image, row, column, one = framed.stride()
+        shape = (len(framed), height, width, kernel_size, kernel_size, channels)
+        seen = framed.as_strided(shape, (image, row, column, row * dilation, column * dilation, one))
+        memory = memory if len(memory) >= len(framed) else x.new_empty(shape)
+        out = memory[: len(framed)]
+        torch.bitwise_and(seen.view(keep.dtype), keep, out=out.view(keep.dtype))
+        yield part, out.view(-1, kernel_size**2 * channels)
 
 
 def _static(x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor, dilation: int) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 from fastvae import reference
 
 from . import locally_masked_blocks as blocks
-from ._dispatch import choose, must_use_definition
+from ._dispatch import autocast_dtype, choose, must_use_definition
+from ._memory import keep_freed_memory
 from .locally_masked_plan import sources_of
 from .tap_bits import LARGEST_KERNEL, mirror_tap_bits
 
@@ -58,8 +59,7 @@ def locally_masked_conv2d(
     _check(x, weight, bias, mask, dilation)
     if x.ndim == 3:
         return locally_masked_conv2d(x[None], weight, bias, mask=mask, dilation=dilation)[0]
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     unsupported = None if x.dtype in _KERNEL_DTYPES else f"the kernels serve {_KERNEL_DTYPES}, got {x.dtype}"
     backend = choose(x, weight, mask, unsupported=unsupported)
@@ -99,7 +99,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilatio
             raise TypeError(
                 f"{name} must be floating point, got {tensor.dtype}; convert it, for example {name}.float()"
             )
-        if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if tensor.dtype != x.dtype and (x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type)):
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}; convert one of them")
     if mask.dtype != torch.int64:
         raise TypeError(f"mask must be int64, the bits of taps as fastvae.ops.tap_bits makes them, got {mask.dtype}")
@@ -137,6 +137,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilat
     if not x.numel():
         return x.new_empty(0, weight.shape[0], *x.shape[2:]).contiguous(memory_format=blocks.layout(x))
     if not _runs_kernels(x, use_kernels):
+        keep_freed_memory()
         return blocks.forward(x, weight, bias, mask, dilation)
     from fastvae_kernels import locally_masked_conv2d as kernels
 

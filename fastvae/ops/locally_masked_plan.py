@@ -60,13 +60,15 @@ def mirrored(mask: Tensor, kernel_size: int, dilation: int) -> Tensor:
 
 
 @_cached
-def kept_bits(mask: Tensor, kernel_size: int, element_size: int) -> Tensor:
-    """(1 or N, 1, k * k, H * W): all bits of a number that may be seen and none of one that may not.
+def kept_bits(mask: Tensor, kernel_size: int, element_size: int, channels: int) -> Tensor:
+    """(1 or N, H, W, k, k, channels): all bits of a number that may be seen and none of one that may not.
 
     What is cut that way becomes zero even where it is infinite or no number.
     """
-    live = unpack_tap_bits(mask, kernel_size).flatten(-2)  # (k * k, H * W) or (N, k * k, H * W)
-    return -live.view(-1, 1, *live.shape[-2:]).to(INTEGERS[element_size])
+    live = unpack_tap_bits(mask, kernel_size).movedim(-3, -1)  # (H, W, k * k) or (N, H, W, k * k)
+    live = live.reshape(-1, *live.shape[-3:-1], kernel_size, kernel_size, 1)
+    # in memory for every channel: what is repeated by a stride of zero would break the loops over long rows
+    return (-live.to(INTEGERS[element_size])).repeat(1, 1, 1, 1, 1, channels)
 
 
 @_cached

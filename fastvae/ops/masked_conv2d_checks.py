@@ -18,7 +18,7 @@ def check_tensor(name: str, tensor: Tensor, x: Tensor) -> None:
         raise TypeError(f"{name} must be floating point, got {tensor.dtype}; convert it, for example {name}.float()")
     if tensor.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
-    if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if tensor.dtype != x.dtype and (x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type)):
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}; convert one of them")
 
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastvae.reference.masked_conv2d import NamedMask, colour_groups, count_live_taps
+from fastvae.reference.masked_conv2d import NamedMask, colour_groups, count_live_taps, raster_mask
 
-__all__ = ["Frame", "Taps", "frame_of", "live_window", "named_taps", "taps_of"]
+__all__ = ["Frame", "Taps", "frame_of", "live_window", "named_taps", "remembered_mask", "taps_of"]
 
 
 class Taps(NamedTuple):
@@ -83,6 +83,28 @@ def _read_taps(mask: Tensor, kernel_size: tuple[int, int]) -> Taps:
     is_partial = not bool(window.flatten(2)[..., :live].all())
     above, before = kernel_size[0] // 2 - top, kernel_size[1] // 2 - left
     return Taps(top, left, bottom - top, right - left, live, above, before, is_partial)
+
+
+_masks: dict[tuple[int, int, NamedMask, torch.dtype, torch.device], Tensor] = {}  # a few numbers each
+
+
+def remembered_mask(weight: Tensor, mask: NamedMask) -> NamedMask | Tensor:
+    """The (kH, kW) zeros and ones of a mask, built once: building it takes as long as a small convolution.
+
+    Where tensors are not what they seem (compilers, tracers, transforms), the name as it came.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return mask
+    key = (weight.shape[2], weight.shape[3], mask, weight.dtype, weight.device)
+    known = _masks.get(key)
+    if known is None:
+        with torch.inference_mode(False):  # what is kept must serve calls in any mode
+            known = _masks[key] = raster_mask(key[:2], mask, dtype=weight.dtype, device=weight.device)
+    return known
 
 
 def live_window(

@@ -9,7 +9,7 @@ from fastvae import reference
 from fastvae.reference.masked_conv2d import NamedMask
 from fastvae.reference.masked_residual import Activation
 
-from ._dispatch import choose, must_use_definition
+from ._dispatch import autocast_dtype, choose, must_use_definition
 from .masked_conv2d import kernels_are_faster, masked_conv2d_by_taps, taps_for, why_not_kernels
 from .masked_conv2d_checks import check_arguments, check_mask, check_tensor
 from .masked_conv2d_operators import (
@@ -73,8 +73,7 @@ def masked_residual(
     if activation not in get_args(Activation):
         raise ValueError(f"activation must be one of {get_args(Activation)}, got {activation!r}")
     taps = taps_for(mask, weight, 1)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         x, weight, residual = x.to(dtype), weight.to(dtype), residual.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     preferred = kernels_are_faster(x, weight, "residual")
@@ -86,7 +85,8 @@ def masked_residual(
         window = live_window(weight, taps, mask, zero_dead=False)
         where = (taps.live, taps.above, taps.before, dilation)
         return _forward(x, window, bias, residual, activation, *where, save)[0]
-    return residual + reference.activate(masked_conv2d_by_taps(x, weight, bias, taps, mask, dilation), activation)
+    y = residual + reference.activate(masked_conv2d_by_taps(x, weight, bias, taps, mask, dilation), activation)
+    return y.contiguous(memory_format=layout_of(x))  # a sum takes the layout of its first term
 
 
 @torch.library.custom_op("fastvae::masked_residual", mutates_args=())

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastvae import reference
+from fastvae.reference.philox import MASK, MULTIPLIERS, WEYL
 
 __all__ = ["normal", "uniform"]
 
@@ -41,7 +41,7 @@ def uniform(
         >>> bool((u[1:2, 40:50] == uniform(0, ids[1:2], rows[40:50], 5)).all())
         True
     """
-    bits = _bits(seed, ids, rows, width, tag, dtype)
+    bits = torch.stack(_words(seed, ids, rows, width, tag, dtype), dim=-1).flatten(2)[..., :width]
     if dtype == torch.float64:
         return bits.double().add_(0.5).mul_(2.0**-32)
     return bits.double().add_(0.5).mul_(2.0**-32).float().clamp_(max=1.0 - _SMALLEST_GAP)
@@ -62,17 +62,42 @@ def normal(
         >>> bool(z.mean().abs() < 0.02), bool((z.std() - 1).abs() < 0.02)
         (True, True)
     """
-    even_width = width + width % 2 if width > 0 else width  # a negative one is refused below
-    bits = _bits(seed, ids, rows, even_width, tag, dtype).to(dtype)
-    first, second = bits[..., 0::2], bits[..., 1::2]
-    radius = first.add(0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
-    angle = second.mul(2.0 * math.pi * 2.0**-32)
-    bits[..., 0::2] = angle.cos().mul_(radius)
-    bits[..., 1::2] = angle.sin().mul_(radius)
-    return bits[..., :width]
+    words = _words(seed, ids, rows, width, tag, dtype)
+    columns = []
+    for first, second in (words[:2], words[2:]):
+        radius = first.to(dtype).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).clamp_(min=0.0).sqrt_()
+        angle = second.to(dtype).mul_(2.0 * math.pi * 2.0**-32)
+        columns += [angle.cos().mul_(radius), angle.sin_().mul_(radius)]
+    return torch.stack(columns, dim=-1).flatten(2)[..., :width]
 
 
-def _bits(seed: int, ids: Tensor, rows: Tensor, width: int, tag: int, dtype: torch.dtype) -> Tensor:
+def _words(
+    seed: int, ids: Tensor, rows: Tensor, width: int, tag: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four words of every block of columns, (N, R, ceil(width / 4)) each: ``reference.philox`` in few passes."""
+    _check(seed, ids, rows, width, tag, dtype)
+    shape = (ids.shape[0], rows.shape[0], -(-width // 4))
+    # cloned, as they are overwritten: contiguous() might return the memory of ids
+    c0 = torch.arange(shape[2], device=ids.device).expand(shape).clone(memory_format=torch.contiguous_format)
+    c2 = ids[:, None, None].expand(shape).clone(memory_format=torch.contiguous_format)
+    c1 = rows[None, :, None].expand(shape)
+    c3 = torch.full((1, 1, 1), tag, device=ids.device).expand(shape)
+    products = [torch.empty_like(c0) for _ in range(4)]  # of this round, and of the round before
+    keys = (seed & MASK, seed >> 32)
+    for _ in range(10):
+        p0, p1, *_ = products
+        torch.mul(c0, MULTIPLIERS[0], out=p0)
+        torch.mul(c2, MULTIPLIERS[1], out=p1)
+        # c1 and c3 are the products of the round before: their upper halves are masked away together with the sign
+        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(keys[0]).bitwise_and_(MASK)
+        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(keys[1]).bitwise_and_(MASK)
+        c1, c3 = p1, p0
+        keys = ((keys[0] + WEYL[0]) & MASK, (keys[1] + WEYL[1]) & MASK)
+        products = products[2:] + products[:2]
+    return c0, c1.bitwise_and_(MASK), c2, c3.bitwise_and_(MASK)
+
+
+def _check(seed: int, ids: Tensor, rows: Tensor, width: int, tag: int, dtype: torch.dtype) -> None:
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     for name, tensor in (("ids", ids), ("rows", rows)):
@@ -91,4 +116,3 @@ def _bits(seed: int, ids: Tensor, rows: Tensor, width: int, tag: int, dtype: tor
         raise ValueError(f"tag must be in [0, 2^32), got {tag}")
     if width < 0:
         raise ValueError(f"width must not be negative, got {width}")
-    return reference.philox(seed, ids, rows, width, tag)

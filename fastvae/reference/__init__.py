@@ -1,9 +1,12 @@
 """The definitions: one plain PyTorch function per operator, any dtype, importable anywhere."""
 
 from .bernoulli_log_prob import bernoulli_log_prob
+from .categorical_log_prob import categorical_log_prob
 from .gated_masked_conv2d import gate, gated_masked_conv2d
+from .gaussian_log_prob import gaussian_log_prob
 from .locally_masked_conv2d import locally_masked_conv2d, unpack_tap_bits
 from .log_weights import STATE_ROWS, empty_log_weights, merge_log_weights, update_log_weights
+from .logistic_mixture_log_prob import logistic_mixture_log_prob, logistic_mixture_means, logistic_mixture_parts
 from .masked_conv2d import colour_groups, count_live_taps, masked_conv2d, named_mask, raster_mask
 from .masked_residual import activate, masked_residual
 from .philox import philox
@@ -12,12 +15,17 @@ __all__ = [
     "STATE_ROWS",
     "activate",
     "bernoulli_log_prob",
+    "categorical_log_prob",
     "colour_groups",
     "count_live_taps",
     "empty_log_weights",
     "gate",
     "gated_masked_conv2d",
+    "gaussian_log_prob",
     "locally_masked_conv2d",
+    "logistic_mixture_log_prob",
+    "logistic_mixture_means",
+    "logistic_mixture_parts",
     "masked_conv2d",
     "masked_residual",
     "merge_log_weights",

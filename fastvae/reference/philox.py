@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-__all__ = ["philox"]
+__all__ = ["MASK", "MULTIPLIERS", "WEYL", "philox"]
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+MASK = 0xFFFFFFFF
 
 
 def philox(seed: int, ids: Tensor, rows: Tensor, width: int, tag: int = 0) -> Tensor:
@@ -32,12 +32,12 @@ def philox(seed: int, ids: Tensor, rows: Tensor, width: int, tag: int = 0) -> Te
     c1 = rows[None, :, None].expand(shape).contiguous()
     c2 = ids[:, None, None].expand(shape).contiguous()
     c3 = torch.full(shape, tag, dtype=torch.int64, device=ids.device)
-    k0, k1 = seed & _MASK, seed >> 32
+    k0, k1 = seed & MASK, seed >> 32
     for _ in range(10):
         # int64 products wrap modulo 2^64, so both halves are right after masking
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = (p1 >> 32).bitwise_and_(_MASK).bitwise_xor_(c1).bitwise_xor_(k0)
-        c2 = (p0 >> 32).bitwise_and_(_MASK).bitwise_xor_(c3).bitwise_xor_(k1)
-        c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0 = (p1 >> 32).bitwise_and_(MASK).bitwise_xor_(c1).bitwise_xor_(k0)
+        c2 = (p0 >> 32).bitwise_and_(MASK).bitwise_xor_(c3).bitwise_xor_(k1)
+        c1, c3 = p1.bitwise_and_(MASK), p0.bitwise_and_(MASK)
+        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
     return torch.stack([c0, c1, c2, c3], dim=-1).reshape(shape[0], shape[1], 4 * num_blocks)[..., :width]

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Bernoulli", "Callback", "Categorical", "Draw", "Gaussian", "as_draw"]
+from fastvae import ops
+
+__all__ = ["Bernoulli", "Callback", "Categorical", "Draw", "Gaussian", "LogisticMixture", "as_draw"]
 
 # Shapes: noise and values (..., C), parameters (..., C, P), any leading dimensions.
 
@@ -106,6 +108,28 @@ class Gaussian(Draw):
         return self._scale_owner.log_scale.detach().to(params)
 
 
+class LogisticMixture(Draw):
+    """K logits, means and log-scales of an image with one channel: x is the number of levels whose cumulated
+    probability is at most u."""
+
+    name = "logistic_mixture"
+
+    def __init__(self, num_params: int, num_levels: int) -> None:
+        self.num_params, self.num_levels = num_params, num_levels
+
+    def sample(self, noise: Tensor, params: Tensor) -> Tensor:
+        logits, means, log_scales = _wide(params).unsqueeze(-2).chunk(3, -1)  # (..., C, 1, K) each
+        top = self.num_levels - 1
+        edges = (2.0 * torch.arange(top, dtype=means.dtype, device=means.device) + 1.0 - top) / top  # between levels
+        below = ((edges[:, None] - means) * (-log_scales.clamp(-60.0, 60.0)).exp()).sigmoid()  # (..., C, L - 1, K)
+        cumulated = (below * logits.softmax(-1)).sum(-1)
+        return (cumulated <= noise[..., None]).sum(-1).to(cumulated.dtype)
+
+    def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
+        pixels = params.reshape(-1, self.num_params, 1, 1)
+        return ops.logistic_mixture_log_prob(x.reshape(-1, 1, 1, 1), pixels, self.num_levels).view(x.shape)
+
+
 class Callback(Draw):
     """The user's g(u, params); log-probabilities are not known."""
 
@@ -123,7 +147,8 @@ def as_draw(likelihood: Any, num_params: int) -> Draw:
 
     Args:
         likelihood: "bernoulli", "categorical", "gaussian", an object with such a ``name`` (and ``num_levels`` or
-            ``log_scale``), or a callable g(u, params).
+            ``log_scale``) or with "logistic_mixture" (and ``num_params`` and ``num_levels``), or a callable
+            g(u, params).
         num_params: P.
 
     Raises:
@@ -142,12 +167,15 @@ def as_draw(likelihood: Any, num_params: int) -> Draw:
     elif name == "gaussian":
         draw = Gaussian(likelihood if hasattr(likelihood, "log_scale") else None)
         expected = draw.num_params
+    elif name == "logistic_mixture" and not isinstance(likelihood, str):
+        expected = likelihood.num_params
+        draw = LogisticMixture(num_params, likelihood.num_levels)
     elif name is None and callable(likelihood):
         draw, expected = Callback(likelihood, num_params), None
     else:
         raise ValueError(
-            "likelihood must be 'bernoulli', 'categorical', 'gaussian', an object with such a name, or a callable "
-            f"g(u, params), got {likelihood!r}"
+            "likelihood must be 'bernoulli', 'categorical', 'gaussian', an object with such a name or with "
+            f"'logistic_mixture', or a callable g(u, params), got {likelihood!r}"
         )
     if expected is not None and num_params != expected:
         raise ValueError(

@@ -70,8 +70,9 @@ def compile_sampler(
             linear layers and functions of single pixels.
         event_shape: (C, H, W); by default ``model.event_shape``.
         likelihood: "bernoulli" (P = 1 logit), "categorical" (P logits of the levels 0..P-1), "gaussian" (P = 2, mean
-            and log-scale), an object with one of these as its ``name``, or a callable g(u, params) with u (..., C) and
-            params (..., C, P) that gives values (..., C) and is monotone in u. By default ``model.likelihood`` or
+            and log-scale), an object with one of these as its ``name`` or a ``LogisticMixtureLikelihood`` (C = 1, P = 3
+            for each component), or a callable g(u, params) with u (..., C) and params (..., C, P) that gives values
+            (..., C) and is monotone in u. By default ``model.likelihood`` or
             ``model.family`` if that has a name.
         condition_shape: the shape of the condition of one image, (d,) or (C, H, W); by default
             ``model.condition_shape``, None for none.
@@ -335,6 +336,11 @@ class Sampler:
 
     def _check_output(self, shape: tuple[int, ...]) -> Draw:
         channels, height, width = self.event_shape
+        if channels > 1 and getattr(self._likelihood, "name", None) == "logistic_mixture":
+            raise ValueError(
+                "likelihood 'logistic_mixture' is sampled for images of one channel only, as the channels of a colour "
+                f"depend on each other; event_shape is {self.event_shape}"
+            )
         if len(shape) != 4 or shape[1] % channels or shape[2:] != (height, width):
             raise ValueError(
                 f"the model must give (N, C * P, H, W) = (N, {channels} * P, {height}, {width}), got "

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .likelihood_terms import loadable, softplus
+
 __all__ = ["Config", "bernoulli_log_prob_backward", "bernoulli_log_prob_forward", "config"]
 
 
@@ -21,15 +23,6 @@ class Config:
 def config(num_cols: int) -> Config:
     """The configuration for rows of ``num_cols``; no timing at run time."""
     return Config(block_rows=4, block_cols=min(1024, triton.next_power_of_2(num_cols)), num_warps=4)
-
-
-@triton.jit
-def _softplus(t):
-    # log1p by its classic correction: log(1 + e) alone is 0 for e below 6e-8 and loses digits long before
-    e = tl.exp(-tl.abs(t))
-    u = 1.0 + e
-    log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
-    return tl.maximum(t, 0.0) + log1p
 
 
 @triton.jit
@@ -54,7 +47,7 @@ def _forward_kernel(
         live = (rows < num_rows)[:, None] & (cols < NUM_COLS)[None, :]
         logits = tl.load(logits_ptr + rows[:, None] * NUM_COLS + cols[None, :], mask=live, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + data[:, None] * NUM_COLS + cols[None, :], mask=live, other=0).to(tl.float32)
-        total += tl.where(live, _softplus((1.0 - 2.0 * x) * logits), 0.0)
+        total += tl.where(live, softplus((1.0 - 2.0 * x) * logits), 0.0)
     tl.store(total_ptr + rows, -tl.sum(total, axis=1), mask=rows < num_rows)
 
 
@@ -94,7 +87,7 @@ def bernoulli_log_prob_forward(x: torch.Tensor, logits: torch.Tensor) -> torch.T
         return total
     c = config(num_cols)
     _forward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
-        x_ptr=_loadable(x),
+        x_ptr=loadable(x),
         logits_ptr=logits,
         total_ptr=total,
         num_rows=num_rows,
@@ -116,7 +109,7 @@ def bernoulli_log_prob_backward(x: torch.Tensor, logits: torch.Tensor, grad: tor
         return grad_logits
     c = config(num_cols)
     _backward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
-        x_ptr=_loadable(x),
+        x_ptr=loadable(x),
         logits_ptr=logits,
         grad_ptr=grad,
         grad_logits_ptr=grad_logits,
@@ -129,7 +122,3 @@ def bernoulli_log_prob_backward(x: torch.Tensor, logits: torch.Tensor, grad: tor
         enable_fp_fusion=True,
     )
     return grad_logits
-
-
-def _loadable(x: torch.Tensor) -> torch.Tensor:
-    return x.view(torch.uint8) if x.dtype == torch.bool else x

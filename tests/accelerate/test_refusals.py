@@ -48,6 +48,12 @@ class DropsOut(Masked):
         return F.dropout(super().forward(x), 0.5, self.training)
 
 
+class KeepsFloat32(Masked):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self._conv_forward(x.float(), self.weight * self.mask, self.bias)
+
+
 class NormalisesInTraining(Masked):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -157,7 +163,7 @@ CASES = {
     "circular padding": (lambda: Masked(padding_mode="circular"), "padding mode is 'circular'"),
     "uneven dilation": (lambda: Masked(padding=(1, 2), dilation=(1, 2)), r"dilation is \(1, 2\); only equal ones"),
     "even kernel": (lambda: Masked(4, 4, 4), r"\(4, 4\) has an even size"),
-    "no padding": (lambda: Masked(padding=0), r"another size than its input"),
+    "no padding": (lambda: Masked(padding=0), r"another shape than a padded convolution"),
     "mask of ones": (lambda: with_mask(mask=torch.ones(4, 4, 3, 3)), "no mask of zeros and ones"),
     "mask of zeros": (lambda: with_mask(mask=torch.zeros(4, 4, 3, 3)), "no mask of zeros and ones"),
     "soft mask": (lambda: with_mask(mask=torch.full((3, 3), 0.5)), "no mask of zeros and ones"),
@@ -171,6 +177,7 @@ CASES = {
     ),
     "activation": (Activates, "is not a convolution with the weight times 'mask'"),
     "dropout": (DropsOut, "is not a convolution"),
+    "switches autocast off": (KeepsFloat32, "computes in torch.float32 under autocast"),
     "normalises in training": (NormalisesInTraining, "is not a convolution"),
     "masks in training only": (MasksInTrainingOnly, "does not apply 'mask'"),
     "in place in training only": (InPlaceInTrainingOnly, "masks differently in training"),
@@ -219,6 +226,14 @@ def test_is_left_alone_with_the_reason(name: str) -> None:
 
 def copied(value: Any) -> Any:
     return None if value is None or isinstance(value, nn.UninitializedParameter) else value.detach().clone()
+
+
+def test_looking_at_a_layer_does_not_iterate_its_spectral_norm() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.spectral_norm(Masked()))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert not fastvae.accelerate(model).swapped
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_module_that_masks_the_weight_of_its_child_is_reported() -> None:

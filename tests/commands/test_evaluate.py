@@ -16,6 +16,7 @@ import fastvae
 from fastvae import checkpoint, models
 from fastvae.__main__ import main
 from fastvae.commands.problem import CLASSES, Problem
+from fastvae.evaluation import LogLikelihood, log_likelihood_distributed
 
 SMALL = {
     "vae": "--latent-size 3 --hidden 8 --likelihood gaussian",
@@ -49,23 +50,59 @@ def in_library(runs: Path, model: str, part: Any = "test") -> tuple[Any, torch.T
     return checkpoint.load_model(runs / model, CLASSES), problem.frozen(part), problem
 
 
-@pytest.mark.parametrize("model", ["vae", "iwae", "pixelvae"])
-def test_figures_are_those_of_log_likelihood(model: str, runs: Path, tmp_path: Path, capsys: Any) -> None:
-    report = evaluated(runs, model, tmp_path / "report.json", "--seed", "5", "--limit", "12")
+@pytest.mark.parametrize(("model", "refine"), [("vae", 0), ("vae", 4), ("iwae", 0), ("pixelvae", 0)])
+def test_figures_are_those_of_log_likelihood(model: str, refine: int, runs: Path, tmp_path: Path, capsys: Any) -> None:
+    options = ["--seed", "5", "--limit", "12", "--refine", str(refine)]
+    report = evaluated(runs, model, tmp_path / "report.json", *options)
     net, images, problem = in_library(runs, model)
-    want = fastvae.log_likelihood(images[:12], net, num_samples=300, seed=5)
+    want = log_likelihood_distributed(images[:12], net, num_samples=300, refine=refine, seed=5)
     mean = want.mean()
     assert report["log p(x)"] == pytest.approx(mean.value, rel=1e-9)
     assert report["ELBO"] == pytest.approx(float(want.elbo.mean()), rel=1e-9)
     assert report["Monte-Carlo error"] == pytest.approx(mean.monte_carlo_error, rel=1e-6)
     assert report["data error"] == pytest.approx(mean.data_error, rel=1e-6)
     assert report["ELBO"] <= report["log p(x)"]
+    assert report["curve"] == want.curve.to_dict()
+    assert report["curve"]["log_prob"][-1] == pytest.approx(mean.value, rel=1e-12)
+    assert report["jackknife error"] == pytest.approx(want.jackknife.mean_std_error, rel=1e-6)
+    unknown = want.jackknife.log_prob.isnan().any()
+    assert report["jackknife"] == (None if unknown else pytest.approx(float(want.jackknife.log_prob.mean())))
     assert (report["images"], report["split"], report["importance samples"]) == (12, "test", 300)
     assert report["protocol"] == problem.data.protocol
     assert 0 <= report["active units"] <= 3
     table = capsys.readouterr().out
     assert all(name in table for name in ("ELBO", "Monte-Carlo error", "data error", "ESS", "k-hat", "active units"))
     assert f"{report['log p(x)']:.4f}  nats" in table
+    assert f"{report['ELBO']:.2f} (1), " in table
+
+
+def test_an_interrupted_evaluation_goes_on_and_is_drawn(
+    runs: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    argv = ["evaluate", str(runs / "vae"), "--num-samples", "6000", "--resume", str(tmp_path / "state")]
+    update, left = fastvae.LogWeights.update, 1
+
+    def interrupted(self: Any, *args: Any, **options: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        update(self, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fastvae.LogWeights, "update", interrupted)
+        assert main(argv) == 130
+    assert "state keeps what was done: the same command goes on from there" in capsys.readouterr().err
+    assert main([*argv, "--plot", str(tmp_path / "a.png"), "--out", str(tmp_path / "a.json")]) == 0
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    report = json.loads((tmp_path / "a.json").read_text())
+    net, images, _ = in_library(runs, "vae")
+    want = log_likelihood_distributed(images, net, num_samples=6000).mean().value
+    assert report["log p(x)"] == pytest.approx(want, rel=1e-9)
+    whole = LogLikelihood.load(tmp_path / "state" / "result.safetensors")
+    assert whole.mean().value == report["log p(x)"]
+    assert main([*argv, "--seed", "3"]) == 2
+    assert "is the checkpoint of another evaluation: its seed is 0, not 3" in capsys.readouterr().err
 
 
 def test_a_pixelcnn_is_evaluated_exactly(runs: Path, tmp_path: Path, capsys: Any) -> None:
@@ -113,6 +150,7 @@ def test_data_that_moved_can_be_named(runs: Path, tmp_path: Path) -> None:
         ("{runs}/nowhere", "nowhere is not a checkpoint"),
         ("{runs}/library", "was not made by 'fastvae train'"),
         ("{runs}/other", "holds a model of class Other, expected one of VAE, PixelCNN, PixelVAE"),
+        ("{runs}/vae --refine -1", "--refine must be between 0 and 2^29 - 1, got -1"),
         ("{runs}/vae --limit 0", "--limit must be at least 1, got 0"),
         ("{runs}/vae --num-samples 0", "--num-samples must be between 1 and 2^32 - 1, got 0"),
         ("{runs}/vae --out {runs}/no/such/x.json", "there is no folder"),
@@ -121,6 +159,9 @@ def test_data_that_moved_can_be_named(runs: Path, tmp_path: Path) -> None:
         ("{runs}/vae --data {runs}/wide.npz", "wide.npz has images of (1, 4, 10)"),
         ("{runs}/pixelcnn --data {runs}/deep.npz", "deep.npz has 9 levels"),
         ("{runs}/vae --seed -1", "seed must be"),
+        ("{runs}/vae --plot {runs}/data.npz", "--plot {runs}/data.npz exists already"),
+        ("{runs}/vae --resume {runs}/data.npz", "checkpoint must name a folder, "),
+        ("{runs}/pixelcnn --plot {runs}/a.png", "the log-likelihood of a PixelCNN is exact"),
     ],
 )
 def test_bad_input_is_one_clear_line(argv: str, says: str, runs: Path, capsys: Any) -> None:
@@ -135,7 +176,7 @@ def test_bad_input_is_one_clear_line(argv: str, says: str, runs: Path, capsys: A
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1].startswith("fastvae evaluate: error: ")
-    assert says in captured.err
+    assert says.format(runs=runs) in captured.err
     assert (runs / "data.npz").read_bytes() == before
 
 

@@ -16,7 +16,7 @@ import torch
 
 from fastvae.__main__ import main
 from fastvae.commands import evaluate, processes
-from fastvae.evaluation import distributed
+from fastvae.evaluation import LogLikelihood, distributed
 from fastvae.evaluation.peers import OtherProcessFailed, Peers
 
 ROOT = Path(__file__).parent.parent.parent
@@ -85,7 +85,7 @@ def test_one_killed_is_named_what_was_done_is_kept_and_the_same_command_goes_on(
 def test_two_processes_print_one_report_with_the_figures_of_one(runs: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(command(str(runs / "vae"), "--out", str(tmp_path / "one.json"))) == 0
     table = capsys.readouterr().out
-    argv = command(str(runs / "vae"), "--out", str(tmp_path / "two.json"), "--states", str(tmp_path / "states"))
+    argv = command(str(runs / "vae"), "--out", str(tmp_path / "two.json"), "--resume", str(tmp_path / "states"))
     done = torchrun(2, ["-m", "fastvae"], argv)
     assert done.returncode == 0, done.stderr
     assert done.stdout == table
@@ -95,7 +95,9 @@ def test_two_processes_print_one_report_with_the_figures_of_one(runs: Path, tmp_
         assert two[name] == (pytest.approx(value, rel=1e-10) if isinstance(value, float) else value), name
     assert "log p(x), process 0 of 2: 100%" in done.stderr
     assert "process 1 of 2" not in done.stderr
-    assert len(list((tmp_path / "states").iterdir())) == 6, "a folder of one's own stays"
+    assert len(list((tmp_path / "states").iterdir())) == 7, "a folder of one's own stays"
+    whole = LogLikelihood.load(tmp_path / "states" / "result.safetensors")
+    assert whole.mean().value == one["log p(x)"]
 
 
 class Faked(Peers):
@@ -143,8 +145,8 @@ def test_exact_log_likelihoods_are_shared_too(runs: Path, tmp_path: Path, capsys
     figures = evaluate._exact(job, args, Faked(0, lambda tensor: halves[1]))
     assert figures["log p(x)"] == pytest.approx(want["log p(x)"], rel=1e-10)
     assert figures["data error"] == pytest.approx(want["data error"], rel=1e-10)
-    assert main(command(str(runs / "pixelcnn"), "--states", str(tmp_path / "s"))) == 2
-    assert "--states does not apply to pixelcnn" in capsys.readouterr().err
+    assert main(command(str(runs / "pixelcnn"), "--resume", str(tmp_path / "s"))) == 2
+    assert "the log-likelihood of a PixelCNN is exact" in capsys.readouterr().err
 
 
 def evaluate_arguments(argv: list[str]) -> Any:

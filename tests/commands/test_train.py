@@ -50,6 +50,7 @@ def train(out: Path, *argv: object) -> int:
         ("grey", "gaussian", "none"),
         ("five", "auto", "sample"),
         ("grey", "bernoulli", "threshold"),
+        ("five", "logistic_mixture", "none"),
     ],
 )
 def test_every_model_trains_with_every_likelihood(
@@ -63,10 +64,8 @@ def test_every_model_trains_with_every_likelihood(
     )
     info = checkpoint.read_config(tmp_path / "run")["info"]
     problem = Problem.from_options(info["options"])
-    expected = {"gaussian": "gaussian", "bernoulli": "bernoulli", "auto": "bernoulli"}
-    if (data, binarize) == ("five", "none"):
-        expected["auto"] = "categorical"
-    assert problem.likelihood == net.family.name == expected[likelihood]
+    automatic = "categorical" if (data, binarize) == ("five", "none") else "bernoulli"
+    assert problem.likelihood == net.family.name == (automatic if likelihood == "auto" else likelihood)
     assert info["protocol"] == problem.data.protocol
     values = bound(info["options"], net, problem.frozen("test"))
     assert values.shape == (6,)
@@ -87,6 +86,29 @@ def test_the_loss_is_the_negative_bound_that_was_asked_for(files: Path) -> None:
         again = iwae(model, x, num_samples=4) if name == "iwae" else elbo(model, x, num_samples=4)
         assert torch.equal(got, again)
         assert want.shape == got.shape
+
+
+@pytest.mark.parametrize("estimator", ["dreg", "stl", "vr"])
+def test_the_estimator_and_the_memory_are_those_that_were_asked_for(estimator: str, files: Path) -> None:
+    from fastvae.commands.options import with_defaults
+    from fastvae.objectives import iwae
+
+    given = {"data": str(files / "binary.npz"), "model": "iwae", "num_samples": 4000, "hidden": [8], "latent_size": 2}
+    options = with_defaults(given | {"estimator": estimator, "alpha": 0.25, "max_mib": 1})
+    problem = Problem.from_options(options)
+    model, x = build_model(options, problem), problem.frozen("valid")
+    found = []
+    for value in (
+        lambda: bound(options, model, x),
+        lambda: iwae(model, x, 4000, estimator=estimator, alpha=0.25 if estimator == "vr" else None, max_bytes=2**20),
+    ):
+        model.zero_grad()
+        torch.manual_seed(1)
+        total = value().sum()
+        total.backward()
+        found.append([total, *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(ours, want) for ours, want in zip(*found, strict=True))
+    assert type(total.grad_fn.next_functions[0][0]).__name__ == "_BoundBackward"  # in two passes
 
 
 def test_defaults_of_the_help_are_those_of_the_run() -> None:
@@ -128,6 +150,9 @@ def test_the_seed_of_a_run_does_not_move_the_test_set(seed: int, files: Path) ->
         ("--model pixelcnn --first-kernel-size 6", "--first-kernel-size must be odd, got 6"),
         ("--model pixelcnn --num-blocks 0", "--num-blocks must be an integer of at least 1, got 0"),
         ("--model iwae --num-samples 0", "--num-samples must be an integer of at least 1, got 0"),
+        ("--model vae --estimator dreg", "--estimator does not apply to vae, only to iwae"),
+        ("--model iwae --alpha 1.5", "--alpha must be positive and at most 1, got 1.5"),
+        ("--max-mib 0", "--max-mib must be an integer of at least 1, got 0"),
         ("--latent-size 0", "--latent-size must be an integer of at least 1, got 0"),
         ("--hidden 8 0", "--hidden must be integers of at least 1, got [8, 0]"),
         ("--epochs 0", "--epochs must be an integer of at least 1, got 0"),

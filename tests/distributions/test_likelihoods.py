@@ -88,6 +88,14 @@ def test_data_outside_the_support_is_an_error_that_names_a_value(family, x: torc
         family.check(x)
 
 
+@pytest.mark.parametrize("name", ["categorical", "logistic_mixture"])
+def test_bytes_have_256_levels(name: str) -> None:
+    family = likelihood(name, num_levels=256)
+    x = torch.tensor([0, 5, 254, 255]).view(1, 1, 2, 2)
+    params = torch.randn(1, family.num_maps(1), 2, 2)
+    torch.testing.assert_close(family(params).log_prob(x.byte()), family(params).log_prob(x))
+
+
 def test_shapes_that_do_not_fit_are_errors() -> None:
     with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 1, 2, 2\).*got \(3, 1, 2, 3\)"):
         Bernoulli(torch.zeros(3, 1, 2, 2)).log_prob(torch.zeros(3, 1, 2, 3))
@@ -97,7 +105,7 @@ def test_shapes_that_do_not_fit_are_errors() -> None:
         CategoricalLikelihood(17)(torch.zeros(3, 16, 2, 2))
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "categorical", "gaussian"])
+@pytest.mark.parametrize("name", ["bernoulli", "categorical", "gaussian", "logistic_mixture"])
 def test_families_are_rebuilt_from_their_config(name: str) -> None:
     family = likelihood(name, **({"num_levels": 17} if name == "categorical" else {}))
     again = as_likelihood(family.config())

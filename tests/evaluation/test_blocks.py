@@ -118,6 +118,17 @@ def test_what_cannot_be_known_is_nan() -> None:
     assert LogWeights(0).jackknife.log_prob.shape == (0,)
 
 
+def test_many_merged_states_of_few_samples_leave_blocks_empty() -> None:
+    log_w = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    weights = LogWeights(2)
+    for row in log_w:  # every process starts at the first block
+        weights = weights.merge(filled(row[None]))
+    values = weights.curve.values
+    torch.testing.assert_close(values, torch.stack([log_w.mean(0), *[bound(log_w)] * 6]), rtol=1e-12, atol=1e-12)
+    assert weights.curve.num_samples.tolist() == [1, *[100] * 6]
+    assert weights.jackknife.std_error.isnan().all()
+
+
 def test_equal_weights_have_no_error_and_no_bias() -> None:
     weights = filled(torch.full((3200, 1), -7.0))
     torch.testing.assert_close(weights.jackknife.log_prob, torch.full((1,), -7.0, dtype=F64), rtol=1e-13, atol=0)

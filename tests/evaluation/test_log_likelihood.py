@@ -67,6 +67,23 @@ def test_with_the_exact_posterior_every_weight_is_log_p(kind: str) -> None:
     assert result.trusted.all()
 
 
+def test_with_the_exact_posterior_every_weight_agrees_to_the_last_digits() -> None:
+    """256 samples: the tail that the state keeps is all of them."""
+    model = LinearGaussian(784, 50)
+    result = fastvae.log_likelihood(
+        model.x,
+        proposal=lambda x: PROPOSALS["ours"](*model.posterior(x)),
+        log_joint=model.log_joint,
+        num_samples=256,
+    )
+    weights = result.weights.largest
+    assert weights.shape == (256, 4)
+    assert (weights - weights[0]).abs().max().item() < 9e-13
+    assert (weights - model.marginal.log_prob(model.x)).abs().max().item() < 5e-12  # of -650, by two ways
+    assert (result.ess - 256).abs().max().item() < 1e-9
+    assert max(result.std_error.max().item(), result.jackknife.std_error.max().item()) < 1e-6
+
+
 @pytest.mark.parametrize("kind", PROPOSALS)
 def test_a_scaled_posterior_has_the_closed_form_error(kind: str) -> None:
     model, c = LinearGaussian(784, 50), 1.1
@@ -81,6 +98,7 @@ def test_a_scaled_posterior_has_the_closed_form_error(kind: str) -> None:
     assert result.ess.mean().item() / 5000 == pytest.approx(1 / mean_square, rel=0.05)
     assert result.std_error.mean().item() == pytest.approx(math.sqrt((mean_square - 1) / 5000), rel=0.05)
     assert result.bias.mean().item() == pytest.approx(-(mean_square - 1) / 10_000, rel=0.1)
+    assert result.jackknife.std_error.mean().item() == pytest.approx(math.sqrt((mean_square - 1) / 5000), rel=0.3)
     assert ((result.log_prob - model.marginal.log_prob(model.x)).abs() < 4 * result.std_error).all()
     assert result.trusted.all()
     assert (result.log_prob > result.elbo).all()
@@ -141,25 +159,29 @@ def test_discrete_latents_agree_with_enumeration() -> None:
     assert result.std_error.max().item() < 0.1
 
 
-def test_a_nonlinear_decoder_agrees_with_quadrature() -> None:
+@pytest.mark.parametrize(("latent_size", "points"), [(1, 4001), (2, 321)])
+def test_a_nonlinear_decoder_agrees_with_quadrature(latent_size: int, points: int) -> None:
     torch.manual_seed(1)
-    decoder = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 30)).double()
+    decoder = torch.nn.Sequential(torch.nn.Linear(latent_size, 20), torch.nn.Tanh(), torch.nn.Linear(20, 30)).double()
     x = torch.bernoulli(torch.full((3, 30), 0.5, dtype=F64))
-    prior = normal(torch.zeros(1, dtype=F64), 1.0)
+    prior = normal(torch.zeros(latent_size, dtype=F64), 1.0)
 
     def log_joint(x: Tensor, z: Tensor) -> Tensor:
         return fastvae.ops.bernoulli_log_prob(x, decoder(z), event_dims=1) + prior.log_prob(z)
 
-    grid = torch.linspace(-10, 10, 4001, dtype=F64)
+    line = torch.linspace(-10, 10, points, dtype=F64)
+    grid = torch.cartesian_prod(*[line] * latent_size).view(-1, 1, latent_size)
     with torch.no_grad():
-        exact = log_joint(x, grid[:, None, None].expand(-1, 3, 1)).logsumexp(0) + math.log(20 / 4000)
+        each = torch.cat([log_joint(x, z.expand(-1, 3, -1)) for z in grid.split(20_000)])
+    exact = each.logsumexp(0) + latent_size * math.log(20 / (points - 1))
     result = fastvae.log_likelihood(
         x,
-        proposal=lambda x: normal(torch.zeros(len(x), 1, dtype=F64), 1.5),
+        proposal=lambda x: normal(torch.zeros(len(x), latent_size, dtype=F64), 1.5),
         log_joint=log_joint,
         num_samples=20_000,
     )
     assert ((result.log_prob - exact).abs() < 4 * result.std_error).all()
+    assert ((result.jackknife.log_prob - exact).abs() < 4 * result.jackknife.std_error).all()
     assert result.std_error.max().item() < 0.02
     assert not any(parameter.grad is not None for parameter in decoder.parameters())
 

@@ -57,6 +57,11 @@ def test_datapoints_are_cut_first(points: int, samples: int, groups: int, pieces
     assert len(parts) == groups * pieces
 
 
+def test_where_samples_stay_together_datapoints_are_cut_down_to_one() -> None:
+    assert {(len(part.points), part.samples) for part in make_parts(5, range(7, 9000), True)} == {(1, range(7, 9000))}
+    assert len(make_parts(130, range(10), whole_samples=True)) == 44  # 43 of three and one
+
+
 def test_fewer_parts_than_processes_leave_some_without() -> None:
     one = Part(range(3), range(10))
     assert [len(some) for some in share([one], 4)] == [0, 0, 1, 0]

@@ -131,6 +131,7 @@ def test_a_file_gives_back_the_result_and_goes_on(tmp_path: Path) -> None:
         loaded.extend(5)
     more = evaluate(ids=torch.arange(100, 120), seed=2**64 - 1, first_sample=300)
     assert_same(loaded.merge(more), result.extend(300), 0)
+    assert_same(loaded.merge(more).extend(5), result.extend(305))
     with pytest.raises(ValueError, match="samples 0 to 300 are in both"):
         loaded.merge(result)
 

@@ -77,6 +77,27 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, proposal: C
     assert same_bits(result.extend(10), whole.extend(10))
 
 
+def test_a_refined_evaluation_goes_on_to_the_same_bits_and_extends(tmp_path: Path) -> None:
+    path, calls = tmp_path / "a.safetensors", 0
+
+    def counted(x: Tensor, z: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return log_joint(x, z)
+
+    whole = evaluate(refine=3, log_joint=counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(refine=3, log_joint=stopping_after(2 * calls // 3, KeyboardInterrupt()), checkpoint=path)
+    with safetensors.safe_open(path, "pt") as file:
+        assert 0 < int(file.get_tensor("blocks")[0].sum()) < 20 * 700
+    with pytest.raises(ValueError, match="its refine is 3, not 0"):
+        evaluate(checkpoint=path)
+    assert same_bits(evaluate(refine=3, checkpoint=path), whole)
+    torch.testing.assert_close(
+        evaluate(refine=3, num_samples=500).extend(200).log_prob, whole.log_prob, rtol=1e-6, atol=1e-6
+    )
+
+
 def test_ctrl_c_is_an_interruption(tmp_path: Path) -> None:
     calls = 0
 
@@ -155,6 +176,8 @@ def test_datapoints_with_bad_weights_raise_again_and_can_be_counted(tmp_path: Pa
             evaluate(log_joint=bad, checkpoint=tmp_path / "a")
     result = evaluate(log_joint=bad, checkpoint=tmp_path / "a", on_bad="count")
     assert result.log_prob.isnan().sum() == 1
+    with pytest.raises(ValueError, match=r"nan or \+inf for datapoints 9 \(700 of 700"):
+        evaluate(log_joint=bad, checkpoint=tmp_path / "a")
 
 
 def test_finished_datapoints_of_an_unfinished_run_can_be_loaded(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ def test_log_likelihood_equals_that_of_the_cpu(max_bytes: int | None) -> None:
     got = fastvae.log_likelihood(x.cuda(), model.cuda(), num_samples=500, max_bytes=max_bytes)
     for name in ("log_prob", "elbo", "std_error", "ess", "khat"):
         torch.testing.assert_close(getattr(got, name).cpu(), getattr(want, name), rtol=1e-8, atol=1e-8, msg=name)
+    torch.testing.assert_close(got.curve.values.cpu(), want.curve.values, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(got.jackknife.std_error.cpu(), want.jackknife.std_error, rtol=1e-6, atol=1e-8)
     single = fastvae.log_likelihood(x.float().cuda(), model.float(), num_samples=500, max_bytes=max_bytes)
     torch.testing.assert_close(single.log_prob.cpu(), want.log_prob, rtol=1e-4, atol=0)
 

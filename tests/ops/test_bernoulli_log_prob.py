@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 import fastvae
 from fastvae import reference
-from fastvae.ops import bernoulli_log_prob
+from fastvae.ops import bernoulli_log_prob, likelihood_rows
+
+
+@pytest.fixture(autouse=True)
+def every_size_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood_rows, "FEW", 0)
 
 
 def binary(*shape: int) -> torch.Tensor:
@@ -77,8 +82,10 @@ def test_data_of_any_dtype(dtype: torch.dtype) -> None:
     assert torch.equal(bernoulli_log_prob(x.to(dtype), logits, 1), bernoulli_log_prob(x, logits, 1))
 
 
+@pytest.mark.parametrize("few", [0, 2**19])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_logits_are_summed_in_float32(dtype: torch.dtype) -> None:
+def test_half_logits_are_summed_in_float32(dtype: torch.dtype, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood_rows, "FEW", few)
     x, logits = binary(1, 5000), torch.randn(3, 1, 5000).to(dtype)
     ours = bernoulli_log_prob(x, logits, 1)
     assert ours.dtype == torch.float32

@@ -136,6 +136,8 @@ def test_compiles_without_graph_breaks_and_keeps_the_layout(name: str, channels:
     y = CALLS[name](*last)
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, want)
+    y = CALLS[name](last[0], *inputs[1:])  # what is added or conditions does not decide on the layout
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastvae import ops, reference
+from fastvae.nn import LocallyMaskedConv2d, MaskedConv2d
 from fastvae.ops.masked_conv2d import pays_to_crop
 from fastvae.ops.masked_conv2d_operators import convolve_window
 from fastvae.ops.masked_conv2d_taps import live_window, named_taps, taps_of
@@ -134,9 +136,35 @@ def test_a_given_mask_compiles_and_transforms() -> None:
     torch.testing.assert_close(tangent, ops.masked_conv2d(x, weight, mask=mask))
 
 
+def test_a_remembered_mask_serves_every_mode_and_no_other_dtype() -> None:
+    x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        ops.masked_conv2d(x, weight, mask="A")
+    ops.masked_conv2d(x, weight, mask="A").sum().backward()  # a mask made in inference mode could not be saved
+    assert weight.grad is not None
+    assert torch.equal(weight.grad[:, :, 1:, 1:], torch.zeros(4, 3, 2, 2))
+    wide = ops.masked_conv2d(x.double(), weight.double(), mask="A")
+    torch.testing.assert_close(wide, reference.masked_conv2d(x.double(), weight.double(), None, "A"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ops.masked_conv2d(torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 5, 5), mask="B")
+    images, kernel = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 5, 5)  # the first of this size that is real
+    want = reference.masked_conv2d(images, kernel, None, "B")
+    torch.testing.assert_close(ops.masked_conv2d(images, kernel, mask="B"), want)
+
+
+def test_shapes_of_meta_tensors_are_those_of_real_ones() -> None:
+    given = torch.ones(3, 3, dtype=torch.bool).tril()
+    with torch.device("meta"):
+        x, weight, masked = torch.empty(1, 4, 8, 8), torch.empty(6, 4, 3, 3), MaskedConv2d(4, 6, 3, mask=given)
+        local = LocallyMaskedConv2d(4, 6, 3, mask="A", order="s_curve", size=(8, 8))
+    assert masked(x).shape == local(x).shape == ops.masked_conv2d(x, weight, mask="A").shape == (1, 6, 8, 8)
+    assert ops.gated_masked_conv2d(x, weight, mask="A").shape == (1, 3, 8, 8)
+    assert ops.masked_residual(x, weight, None, torch.empty(1, 6, 8, 8, device="meta"), mask="A").shape == (1, 6, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("channels", "kernel_size", "channels_last", "expected"),
-    [(4, 3, False, False), (32, 3, False, False), (32, 3, True, True), (64, 3, False, True), (32, 5, False, True)],
+    [(4, 3, False, False), (24, 3, False, False), (32, 3, False, True), (32, 3, True, True), (32, 5, False, True)],
 )
 def test_the_kernel_is_cropped_where_that_was_measured_to_pay(
     channels: int, kernel_size: int, channels_last: bool, expected: bool

@@ -59,6 +59,30 @@ def test_any_part_can_be_drawn_alone(draw: Any, data: st.DataObject, num_ids: in
     assert torch.equal(whole[i : i + 1, r:], draw(7, ids[i : i + 1], rows[r:], width, tag=2))
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    ids=st.lists(st.integers(0, 2**32 - 1), max_size=3),
+    rows=st.lists(st.integers(0, 2**32 - 1), max_size=3),
+    width=st.integers(0, 9),
+    tag=st.integers(0, 2**32 - 1),
+)
+def test_words_are_those_of_the_definition(seed: int, ids: list[int], rows: list[int], width: int, tag: int) -> None:
+    addresses = [torch.tensor(numbers, dtype=torch.int64) for numbers in (ids, rows)]
+    want = reference.philox(seed, *addresses, width, tag)
+    u = ops.uniform(seed, *addresses, width, tag=tag, dtype=torch.float64)
+    assert torch.equal(u, (want.double() + 0.5) * 2.0**-32)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14)])
+def test_normal_numbers_are_box_and_mullers_transform_of_pairs_of_words(dtype: torch.dtype, tolerance: float) -> None:
+    ids, rows = torch.arange(3), torch.arange(500)
+    u = reference.philox(4, ids, rows, 8).double()
+    radius, angle = ((u[..., 0::2] + 0.5) * 2.0**-32).log().mul(-2).sqrt(), u[..., 1::2] * (2 * torch.pi * 2.0**-32)
+    want = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(2)
+    torch.testing.assert_close(ops.normal(4, ids, rows, 7, dtype=dtype).double(), want[..., :7], rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_uniform_numbers_are_uniform_and_never_0_or_1(dtype: torch.dtype) -> None:
     u = ops.uniform(1, torch.arange(50), torch.arange(200), 10, dtype=dtype)
@@ -97,6 +121,15 @@ def test_seed_tag_id_and_row_separate_streams() -> None:
         ops.uniform(0, ids, rows + 4, 5),
     ]
     assert not any((first == other).any() for other in others)
+
+
+def test_addresses_are_left_alone() -> None:
+    for count in (1, 3):
+        ids, rows = torch.arange(count), torch.arange(count)
+        for draw in (ops.uniform, ops.normal):
+            draw(3, ids, rows, 1)
+        assert torch.equal(ids, torch.arange(count))
+        assert torch.equal(rows, torch.arange(count))
 
 
 def test_empty_addresses_give_empty_numbers() -> None:

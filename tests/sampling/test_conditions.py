@@ -91,6 +91,20 @@ def test_our_pixelcnn_and_pixelvae_need_no_further_arguments(likelihood: str | d
     assert out.samples.shape == (4, 1, 8, 8)
 
 
+def test_our_models_draw_from_a_logistic_mixture() -> None:
+    family = {"name": "logistic_mixture", "num_components": 3, "num_levels": 17}
+    model = PixelVAE((1, 6, 5), family, latent_size=3, channels=8, num_blocks=1)
+    out = compile_sampler(model)(20, condition=torch.randn(20, 3), verify=True)
+    assert out.certificate.ok
+    net = PixelCNN((1, 6, 5), family, channels=8, num_blocks=1)
+    sampler = compile_sampler(net)
+    out = sampler(20, seed=1)
+    assert torch.equal(out.samples, sampler.naive(20, seed=1).samples)
+    torch.testing.assert_close(net.log_prob(out.samples), out.log_prob, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"one channel only.*event_shape is \(3, 4, 4\)"):
+        compile_sampler(PixelCNN((3, 4, 4), family, channels=8, num_blocks=1))(1)
+
+
 def test_a_learned_scale_is_read_at_every_call() -> None:
     torch.manual_seed(0)
     net = PixelCNN((1, 5, 5), "gaussian", channels=4, num_blocks=1)

@@ -9,6 +9,7 @@ from scipy import stats
 from torch import nn
 
 from fastvae import compile_sampler
+from fastvae.distributions import LogisticMixtureLikelihood
 
 NUM_SAMPLES = 100_000
 
@@ -48,6 +49,18 @@ def test_the_log_probability_is_the_teacher_forced_one(levels: int, name: str) -
     model = network(1 if levels == 2 else levels)
     out = compile_sampler(model, (1, 6, 5), name)(20)
     torch.testing.assert_close(out.log_prob, log_probs(model, out.samples, levels), rtol=1e-5, atol=1e-5)
+
+
+def test_draws_of_a_logistic_mixture_follow_its_probabilities() -> None:
+    family = LogisticMixtureLikelihood(num_components=2, num_levels=6)
+    model = MaskedWeight("A", 1, 6, 3, padding=1)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([0.5, -0.5, -0.6, 0.4, -1.0, -2.0]))
+    out = compile_sampler(model, (1, 1, 1), family)(NUM_SAMPLES)
+    probs = family(model.bias.detach()[:, None, None]).log_prob(torch.arange(6.0).view(6, 1, 1, 1)).exp().double()
+    counts = out.samples.flatten().long().bincount(minlength=6).numpy()
+    assert stats.chisquare(counts, (probs / probs.sum() * NUM_SAMPLES).numpy()).pvalue > 1e-4
 
 
 def test_gaussian_draws_have_their_mean_and_scale() -> None:

@@ -4,40 +4,13 @@ import math
 
 import pytest
 import torch
+from small_models import LinearGaussian
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal
+from torch.distributions import Independent, Normal
 
-from fastvae.distributions import DiagonalGaussian, Gaussian
+from fastvae.distributions import DiagonalGaussian
 from fastvae.models import VAE, LatentVariableModel
 from fastvae.objectives import elbo, iwae
-
-
-class LinearGaussian:
-    """x = W z + b + s e with orthogonal columns of W, so that the posterior is diagonal: pPCA in its own basis."""
-
-    def __init__(self, size: int = 6, latent: int = 2, proposal_scale: float = 1.0) -> None:
-        generator = torch.Generator().manual_seed(0)
-        basis, _ = torch.linalg.qr(torch.randn(size, latent, generator=generator, dtype=torch.float64))
-        self.w = basis * torch.tensor([1.5, 0.7], dtype=torch.float64)
-        self.b = torch.randn(size, generator=generator, dtype=torch.float64)
-        self.log_scale = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
-        self.proposal_scale = proposal_scale
-
-    def marginal(self) -> MultivariateNormal:
-        eye = torch.eye(self.w.shape[0], dtype=torch.float64)
-        return MultivariateNormal(self.b, self.w @ self.w.T + (2 * self.log_scale).exp() * eye)
-
-    def model(self) -> LatentVariableModel:
-        def encoder(x: Tensor) -> DiagonalGaussian:
-            precision = 1.0 + (self.w**2).sum(0) * (-2 * self.log_scale).exp()
-            loc = (x.flatten(1) - self.b) @ self.w * (-2 * self.log_scale).exp() / precision
-            return DiagonalGaussian(loc, -0.5 * precision.log() + math.log(self.proposal_scale))
-
-        def decoder(z: Tensor) -> Gaussian:
-            return Gaussian((z @ self.w.T + self.b)[..., None, None], self.log_scale)
-
-        zeros = torch.zeros(self.w.shape[1], dtype=torch.float64)
-        return LatentVariableModel(encoder, decoder, DiagonalGaussian(zeros, zeros))
 
 
 @pytest.fixture
