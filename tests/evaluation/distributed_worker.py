@@ -60,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
         "log_joint": lambda x, z, y: log_joint(x, z) + y / 10,
     },
     "a model": {"x": torch.ones(33, 1, 4, 4, dtype=F64), "model": model(), "num_samples": 100},
+    "refined": {"x": data(5), "num_samples": 60, "refine": 3, **PLAIN},
     "one datapoint, one sample": {"x": data(1), "num_samples": 1, **PLAIN},
     "nothing": {"x": data(0), "num_samples": 10, **PLAIN},
 }

@@ -309,6 +309,26 @@ def test_the_importance_weighted_bound_trains_models_of_other_styles(build: Buil
         torch.testing.assert_close(got, parameter.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_two_layers_train_with_the_plain_estimator(build: Build) -> None:
+    (vae,), x, use, log_w, _ = case(two_layers, build)
+    torch.manual_seed(0)
+    bound = fastvae.objectives.iwae(None, x, 7, **use)
+    bound.sum().backward()
+    ours = [parameter.grad.clone() for parameter in vae.parameters()]
+    vae.zero_grad()
+    torch.manual_seed(0)
+    eps = torch.randn(7, len(x), 9, dtype=F64)
+    want = torch.stack([log_w(i, eps[:, i]).logsumexp(0) - math.log(7) for i in range(len(x))])
+    want.sum().backward()
+    torch.testing.assert_close(bound, want, rtol=1e-10, atol=0)
+    for got, parameter in zip(ours, vae.parameters(), strict=True):
+        torch.testing.assert_close(got, parameter.grad, rtol=1e-8, atol=1e-10)
+    with pytest.raises(TypeError, match="train with the plain estimator"):
+        fastvae.objectives.iwae(None, x, 7, **use, estimator="dreg")
+    with pytest.raises(TypeError, match="leave max_bytes and seed out"):
+        fastvae.objectives.iwae(None, x, 7, **use, seed=0)
+
+
 def test_chunks_and_batches_leave_tuples_alone(build: Build) -> None:
     modules, x, use, _, _ = case(two_layers, build)
     whole = fastvae.log_likelihood(x, **use, num_samples=300, modules=modules)
