@@ -8,6 +8,7 @@ from .categorical import Categorical, CategoricalLikelihood
 from .diagonal_gaussian import DiagonalGaussian
 from .gaussian import Gaussian, GaussianLikelihood
 from .likelihood import ImageDistribution, Likelihood, checked_data
+from .linear_heads import LinearBernoulli, LinearCategorical, LinearGaussian, likelihood_of_linear
 from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
 
 __all__ = [
@@ -21,11 +22,15 @@ __all__ = [
     "GaussianLikelihood",
     "ImageDistribution",
     "Likelihood",
+    "LinearBernoulli",
+    "LinearCategorical",
+    "LinearGaussian",
     "LogisticMixture",
     "LogisticMixtureLikelihood",
     "as_likelihood",
     "checked_data",
     "likelihood",
+    "likelihood_of_linear",
 ]
 
 _FAMILIES: dict[str, type[Likelihood]] = {

@@ -40,6 +40,9 @@ class Bernoulli(ImageDistribution):
         self._check_shape(x)
         if not is_checked():
             _check_binary(x)
+        return self._log_prob(x)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
         return ops.bernoulli_log_prob(x, self.logits)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -43,6 +43,9 @@ class Categorical(ImageDistribution):
         self._check_shape(x)
         if not is_checked():
             check_levels(CategoricalLikelihood.name, x, self.num_levels)
+        return self._log_prob(x)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
         return ops.categorical_log_prob(x, self.logits)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -42,6 +42,9 @@ class Gaussian(ImageDistribution):
         self._check_shape(x)
         if not is_checked():
             _check_continuous(x)
+        return self._log_prob(x)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
         return ops.gaussian_log_prob(x, self.loc, self.log_scale)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastvae.distributions import DiagonalGaussian, Likelihood
 
 __all__ = [
+    "MLP",
     "GaussianEncoder",
     "check_event_shape",
     "check_hidden_sizes",
@@ -23,14 +24,24 @@ __all__ = [
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 
-def mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
+class MLP(nn.Sequential):
+    """Layers in sequence, whose last one can be left to who calls."""
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What enters the last layer."""
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
+
+
+def mlp(sizes: Sequence[int], activation: str) -> MLP:
     """Linear layers of the given sizes with an activation between them, none at the end."""
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}")
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise(sizes):
         layers += [nn.Linear(size_in, size_out), _ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
+    return MLP(*layers[:-1])
 
 
 class GaussianEncoder(nn.Module):

@@ -6,10 +6,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastvae.distributions import ImageDistribution, Likelihood, as_likelihood
+from fastvae.distributions import ImageDistribution, Likelihood, as_likelihood, likelihood_of_linear
 
 from .latent_variable_model import LatentVariableModel
-from .parts import GaussianEncoder, check_event_shape, check_hidden_sizes, check_latent, check_positive, mlp
+from .parts import MLP, GaussianEncoder, check_event_shape, check_hidden_sizes, check_latent, check_positive, mlp
 
 __all__ = ["VAE"]
 
@@ -20,13 +20,35 @@ class ImageDecoder(nn.Module):
     def __init__(self, net: nn.Sequential, family: Likelihood, event_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.net, self.family = net, family
+        self.event_shape = event_shape
         channels, height, width = event_shape
         self.params_shape = (family.num_maps(channels), height, width)
 
     def forward(self, z: Tensor) -> ImageDistribution:
         first = cast(nn.Linear, self.net[0])
         z = check_latent(z, first.in_features, first.weight)
-        return self.family(self.net(z).unflatten(-1, self.params_shape))
+        last = self._last_layer()
+        if last is None:
+            return self.family(self.net(z).unflatten(-1, self.params_shape))
+        h = cast(MLP, self.net).hidden(z)
+        return likelihood_of_linear(self.family, h, last.weight, last.bias, self.event_shape)
+
+    def _last_layer(self) -> nn.Linear | None:
+        """The last layer, if nothing but its weights stands between what enters it and its output: then it may run as
+        one operator with the likelihood."""
+        if type(self.net) is not MLP or torch.compiler.is_compiling():
+            return None
+        last, own = self.net[-1], vars(self.net)
+        whole_net_is_replaced = ("forward" in own) != ("hidden" in own)
+        if type(last) is not nn.Linear or "forward" in vars(last) or whole_net_is_replaced:
+            return None
+        return None if _is_watched(self.net) or _is_watched(last) else last
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks or a compiler stand between the module and its caller."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or module._compiled_call_impl is not None
 
 
 class VAE(LatentVariableModel):

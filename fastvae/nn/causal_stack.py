@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastvae.ops.masked_conv2d_checks import check_channels
+
 from .gated_masked_conv2d import GatedMaskedConv2d
 
 __all__ = ["CausalLayer", "CausalStack"]
@@ -39,6 +41,8 @@ class CausalLayer(nn.Module):
         self, in_channels: int, channels: int, kernel_size: int, *, is_first: bool = False, condition_channels: int = 0
     ) -> None:
         super().__init__()
+        check_channels("in_channels", in_channels)
+        check_channels("channels", channels)
         # the residual of the first layer would be the image: the pixel itself
         self.has_residual = not is_first and in_channels == channels
         self.vertical = GatedMaskedConv2d(
@@ -99,8 +103,7 @@ class CausalStack(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("channels", channels), ("num_layers", num_layers)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            check_channels(name, value)
         first = CausalLayer(
             in_channels, channels, first_kernel_size, is_first=True, condition_channels=condition_channels
         )

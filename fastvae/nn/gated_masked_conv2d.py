@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastvae.ops.gated_masked_conv2d import check_gated, gated_masked_conv2d_by_taps
 from fastvae.ops.masked_conv2d import NamedMask
-from fastvae.ops.masked_conv2d_checks import check_arguments, check_tensor
+from fastvae.ops.masked_conv2d_checks import check_arguments, check_channels, check_tensor
 
 from .masked_conv2d import MaskedConv2d
 
@@ -57,8 +57,8 @@ class GatedMaskedConv2d(MaskedConv2d):
         *,
         mask: NamedMask | Tensor,
     ) -> None:
-        if condition_channels < 0:
-            raise ValueError(f"condition_channels must not be negative, got {condition_channels}")
+        check_channels("out_channels", out_channels)  # before it is doubled
+        check_channels("condition_channels", condition_channels, least=0)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(in_channels, 2 * out_channels, kernel_size, dilation=dilation, bias=bias, mask=mask, **made)
         self.condition_channels = condition_channels
@@ -79,20 +79,29 @@ class GatedMaskedConv2d(MaskedConv2d):
             (N, C, H, W).
         """
         check_arguments(x, self.weight, self.bias, self.dilation[0])
+        check_gated(x, self.weight, None)
         before_gate = self._before_gate(x, condition)
-        if before_gate is not None and added is not None:
-            before_gate = added + (before_gate[:, :, None, None] if before_gate.ndim == 2 else before_gate)
-        elif added is not None:
+        if added is not None:
+            self._check_added(x, added)
+            if before_gate is not None:
+                added = added + (before_gate[:, :, None, None] if before_gate.ndim == 2 else before_gate)
             before_gate = added
-        check_gated(x, self.weight, before_gate)
         return gated_masked_conv2d_by_taps(
             x, self.weight, self.bias, before_gate, self._taps, self.mask, self.dilation[0]
         )
+
+    def _check_added(self, x: Tensor, added: Tensor) -> None:
+        check_tensor("added", added, x)
+        expected = (x.shape[0], self.weight.shape[0], *x.shape[2:])
+        if tuple(added.shape) != expected:
+            raise ValueError(f"added must have shape {expected}, got {tuple(added.shape)}")
 
     def _before_gate(self, x: Tensor, condition: Tensor | None) -> Tensor | None:
         size = self.condition_channels
         if (condition is None) != (self.condition is None):
             takes = f"a condition of {size} channels" if size else "no condition"
+            if condition is not None:
+                check_tensor("condition", condition, x)
             got = "none" if condition is None else f"one of shape {tuple(condition.shape)}"
             raise ValueError(f"this layer takes {takes}, got {got}")
         if condition is None or self.condition is None:

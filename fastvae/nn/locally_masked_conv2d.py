@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastvae.ops.locally_masked_conv2d import locally_masked_conv2d
+from fastvae.ops.masked_conv2d_checks import check_channels
 from fastvae.ops.orders import OrderName, generation_order
 from fastvae.ops.tap_bits import OrderMask, tap_bits
 
@@ -67,6 +68,8 @@ class LocallyMaskedConv2d(nn.Conv2d):
         order: OrderName | Any = "raster",
         size: tuple[int, int],
     ) -> None:
+        check_channels("in_channels", in_channels)
+        check_channels("out_channels", out_channels)
         with torch.device("cpu"):  # whatever the default: a layer made on meta needs its bits too
             bits = _bits(order, size, kernel_size, mask, dilation)  # checks what they share
         super().__init__(

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastvae.ops.masked_conv2d import NamedMask, masked_conv2d_by_taps
-from fastvae.ops.masked_conv2d_checks import check_arguments, check_mask
+from fastvae.ops.masked_conv2d_checks import check_arguments, check_channels, check_mask
 from fastvae.ops.masked_conv2d_taps import named_taps, taps_of
 
 __all__ = ["MaskedConv2d"]
@@ -69,6 +69,8 @@ class MaskedConv2d(nn.Conv2d):
         mask: NamedMask | Tensor,
         num_colours: int = 1,
     ) -> None:
+        check_channels("in_channels", in_channels)
+        check_channels("out_channels", out_channels)
         size = _two_numbers("kernel_size", kernel_size)
         if any(number < 1 or number % 2 == 0 for number in size):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}: an even kernel has no centre tap")

@@ -5,6 +5,9 @@ from .bernoulli_log_prob import bernoulli_log_prob
 from .categorical_log_prob import categorical_log_prob
 from .gated_masked_conv2d import gated_masked_conv2d
 from .gaussian_log_prob import gaussian_log_prob
+from .linear_bernoulli_log_prob import linear_bernoulli_log_prob
+from .linear_categorical_log_prob import linear_categorical_log_prob
+from .linear_gaussian_log_prob import linear_gaussian_log_prob
 from .locally_masked_conv2d import locally_masked_conv2d
 from .log_weights import empty_log_weights, merge_log_weights, update_log_weights
 from .logistic_mixture_log_prob import logistic_mixture_log_prob, logistic_mixture_parts
@@ -22,6 +25,9 @@ __all__ = [
     "gated_masked_conv2d",
     "gaussian_log_prob",
     "generation_order",
+    "linear_bernoulli_log_prob",
+    "linear_categorical_log_prob",
+    "linear_gaussian_log_prob",
     "locally_masked_conv2d",
     "logistic_mixture_log_prob",
     "logistic_mixture_parts",

@@ -20,6 +20,7 @@ from .likelihood_rows import (
     is_small,
     repeating_rows,
     runs_directly,
+    why_no_kernel,
     widened,
 )
 
@@ -54,7 +55,8 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3) -> Tensor
     lead, event = logits.shape[: logits.ndim - event_dims], logits.shape[logits.ndim - event_dims :]
     batch = broadcast_batch(x, event, lead, "logits")
     use_torch = choose(x, logits) == "torch"
-    if x.requires_grad or must_use_definition(x, logits) or (use_torch and is_small(logits, factor=0.0)):
+    few = use_torch and is_small(math.prod(batch + event), logits, factor=0.0)
+    if x.requires_grad or few or must_use_definition(x, logits):
         return reference.bernoulli_log_prob(x, widened(logits), event_dims)
     # the operator sees two shapes only: data (X, D) and logits (R, D), R a multiple of X
     rows = logits.expand(batch + event).reshape(math.prod(batch), math.prod(event))
@@ -66,7 +68,7 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3) -> Tensor
 
 @torch.library.custom_op("fastvae::bernoulli_log_prob", mutates_args=())
 def _forward(x: Tensor, logits: Tensor) -> Tensor:
-    if choose(x, logits, unsupported=_unsupported(logits)) == "triton":
+    if choose(x, logits, unsupported=why_no_kernel(logits)) == "triton":
         from fastvae_kernels import bernoulli_log_prob as kernels
 
         return kernels.bernoulli_log_prob_forward(x.contiguous(), logits.contiguous())
@@ -80,7 +82,7 @@ def _(x: Tensor, logits: Tensor) -> Tensor:
 
 @torch.library.custom_op("fastvae::bernoulli_log_prob_backward", mutates_args=())
 def _backward(x: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
-    if choose(x, logits, unsupported=_unsupported(logits)) == "triton":
+    if choose(x, logits, unsupported=why_no_kernel(logits)) == "triton":
         from fastvae_kernels import bernoulli_log_prob as kernels
 
         return kernels.bernoulli_log_prob_backward(x.contiguous(), logits.contiguous(), grad.contiguous())
@@ -101,10 +103,6 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _unsupported(logits: Tensor) -> str | None:
-    return "the kernel takes float32, float16 and bfloat16, got float64" if logits.dtype == torch.float64 else None
 
 
 def _signs(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,6 +20,7 @@ from .likelihood_rows import (
     is_small,
     repeating_rows,
     runs_directly,
+    why_no_kernel,
     widened,
 )
 
@@ -31,7 +32,8 @@ def categorical_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3, levels_
 
     Equal to ``logits.log_softmax(levels_dim)``, gathered at ``x`` and summed over the last ``event_dims`` dimensions.
     A value that is no level (negative, L or more, a fraction) has probability zero, so -inf; whether there are any is
-    the caller's to know: values are not read back for a check here.
+    the caller's to know: values are not read back for a check here. Logits that many data share are always evaluated by
+    the definition, which normalises them once.
 
     Args:
         x: (..., D1, ..., De), levels 0..L-1 in any real dtype; its leading part broadcasts with that of ``logits``.
@@ -68,7 +70,8 @@ def categorical_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3, levels_
     batch = broadcast_batch(x, before + after, lead, "logits without its levels")
     use_torch = choose(x, logits) == "torch"
     is_shared = math.prod(lead) < math.prod(batch)  # by many data: normalised once, not copied for each
-    if must_use_definition(x, logits) or is_shared or (use_torch and is_small(logits, 0.5, 4.0)):
+    few = use_torch and is_small(logits.numel(), logits, factor=0.5, factor_with_grad=4.0)
+    if is_shared or few or must_use_definition(x, logits):
         return reference.categorical_log_prob(x, widened(logits), event_dims, levels_dim)
     # the operator sees two shapes only: data (X, A, B) and logits (R, A, L, B), R a multiple of X
     channels, sites = math.prod(before), math.prod(after)
@@ -85,7 +88,7 @@ def categorical_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3, levels_
 
 @torch.library.custom_op("fastvae::categorical_log_prob", mutates_args=())
 def _forward(x: Tensor, logits: Tensor) -> Tensor:
-    if choose(x, logits, unsupported=_unsupported(logits)) == "triton":
+    if choose(x, logits, unsupported=why_no_kernel(logits)) == "triton":
         from fastvae_kernels import categorical_log_prob as kernels
 
         return kernels.categorical_log_prob_forward(x.contiguous(), logits.contiguous())
@@ -99,7 +102,7 @@ def _(x: Tensor, logits: Tensor) -> Tensor:
 
 @torch.library.custom_op("fastvae::categorical_log_prob_backward", mutates_args=())
 def _backward(x: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
-    if choose(x, logits, unsupported=_unsupported(logits)) == "triton":
+    if choose(x, logits, unsupported=why_no_kernel(logits)) == "triton":
         from fastvae_kernels import categorical_log_prob as kernels
 
         return kernels.categorical_log_prob_backward(x.contiguous(), logits.contiguous(), grad.contiguous())
@@ -120,10 +123,6 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _unsupported(logits: Tensor) -> str | None:
-    return "the kernel takes float32, float16 and bfloat16, got float64" if logits.dtype == torch.float64 else None
 
 
 def _levels(x: Tensor, num_levels: int) -> tuple[Tensor, Tensor | None]:

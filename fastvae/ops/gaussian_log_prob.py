@@ -19,6 +19,7 @@ from .likelihood_rows import (
     is_small,
     repeating_rows,
     runs_directly,
+    why_no_kernel,
     widened,
 )
 
@@ -60,7 +61,8 @@ def gaussian_log_prob(x: Tensor, loc: Tensor, log_scale: Tensor, event_dims: int
     lead = _broadcast_scale(padded, lead, event)
     batch = broadcast_batch(x, event, lead, "loc and log_scale")
     use_torch = choose(x, loc, log_scale) == "torch"
-    if must_use_definition(x, loc, log_scale) or (use_torch and is_small(loc, factor_with_grad=0.5)):
+    few = use_torch and is_small(math.prod(batch + event), x, loc, log_scale, factor_with_grad=0.5)
+    if few or must_use_definition(x, loc, log_scale):
         return reference.gaussian_log_prob(x, widened(loc), widened(log_scale), event_dims)
     # the operator sees three shapes only: data (X, D), means (R, D) and log-scales (S, D) or (S, 1), X and S divide R
     means = loc.expand(batch + event).reshape(math.prod(batch), math.prod(event))
@@ -90,7 +92,7 @@ def _broadcast_scale(log_scale: Tensor, lead: torch.Size, event: torch.Size) -> 
 
 @torch.library.custom_op("fastvae::gaussian_log_prob", mutates_args=())
 def _forward(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
-    if choose(x, loc, log_scale, unsupported=_unsupported(loc, log_scale)) == "triton":
+    if choose(x, loc, log_scale, unsupported=why_no_kernel(loc, log_scale)) == "triton":
         from fastvae_kernels import gaussian_log_prob as kernels
 
         return kernels.gaussian_log_prob_forward(x.contiguous(), loc.contiguous(), log_scale.contiguous())
@@ -104,7 +106,7 @@ def _(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
 
 @torch.library.custom_op("fastvae::gaussian_log_prob_backward", mutates_args=())
 def _backward(x: Tensor, loc: Tensor, log_scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    if choose(x, loc, log_scale, unsupported=_unsupported(loc, log_scale)) == "triton":
+    if choose(x, loc, log_scale, unsupported=why_no_kernel(loc, log_scale)) == "triton":
         from fastvae_kernels import gaussian_log_prob as kernels
 
         return kernels.gaussian_log_prob_backward(
@@ -133,11 +135,6 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _unsupported(loc: Tensor, log_scale: Tensor) -> str | None:
-    wide = accumulator(loc, log_scale) == torch.float64
-    return "the kernel takes float32, float16 and bfloat16, got float64" if wide else None
 
 
 def _contiguous_like(values: Tensor) -> Tensor:

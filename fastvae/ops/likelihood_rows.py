@@ -18,6 +18,7 @@ __all__ = [
     "is_small",
     "repeating_rows",
     "runs_directly",
+    "why_no_kernel",
     "widened",
 ]
 
@@ -95,14 +96,14 @@ def blocks(repeats: int, num_data: int, sizes: tuple[int, int]) -> Iterator[tupl
             yield slice(i, i + sizes[0]), slice(j, j + sizes[1])
 
 
-def is_small(params: Tensor, factor: float = 1.0, factor_with_grad: float = 1.0) -> bool:
-    """Whether the definition is the fastest path of the CPU, because calls cost more than elements.
+def is_small(count: int, *inputs: Tensor, factor: float = 1.0, factor_with_grad: float = 1.0) -> bool:
+    """Whether the definition is the fastest path of the CPU for ``count`` elements: calls cost more than few of them.
 
     Measured to be so up to ``FEW`` elements times the factor of the operator, without a gradient and with it. A
     compiler sees the operator at every size.
     """
-    most = FEW * (factor_with_grad if torch.is_grad_enabled() and params.requires_grad else factor)
-    return params.device.type == "cpu" and params.numel() <= most and not torch.compiler.is_compiling()
+    most = FEW * (factor_with_grad if _needs_grad(inputs) else factor)
+    return count <= most and inputs[0].device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def runs_directly(*inputs: Tensor) -> bool:
@@ -110,13 +111,22 @@ def runs_directly(*inputs: Tensor) -> bool:
 
     The operator is for gradients, and for compilers, which would unroll the blocks.
     """
-    needs_grad = torch.is_grad_enabled() and any(values.requires_grad for values in inputs)
-    return not needs_grad and not torch.compiler.is_compiling()
+    return not _needs_grad(inputs) and not torch.compiler.is_compiling()
+
+
+def _needs_grad(inputs: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any(values.requires_grad for values in inputs)
 
 
 def accumulator(*params: Tensor) -> torch.dtype:
     """float64 where a parameter is, else float32."""
     return torch.float64 if any(values.dtype == torch.float64 for values in params) else torch.float32
+
+
+def why_no_kernel(*params: Tensor) -> str | None:
+    """The reason for :func:`choose`."""
+    wide = accumulator(*params) == torch.float64
+    return "the kernel takes float32, float16 and bfloat16, got float64" if wide else None
 
 
 def widened(values: Tensor) -> Tensor:

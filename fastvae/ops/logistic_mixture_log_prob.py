@@ -17,6 +17,7 @@ from .likelihood_rows import (
     is_small,
     repeating_rows,
     runs_directly,
+    why_no_kernel,
     widened,
 )
 from .logistic_mixture_blocks import backward_in_blocks, forward_in_blocks
@@ -63,7 +64,9 @@ def logistic_mixture_log_prob(x: Tensor, params: Tensor, num_levels: int = 256) 
     channels, (num_params, height, width) = x.shape[-3], params.shape[-3:]
     batch = broadcast_batch(x, torch.Size((channels, height, width)), params.shape[:-3], "params, by channels,")
     use_torch = choose(x, params) == "torch"
-    if x.requires_grad or must_use_definition(x, params) or (use_torch and is_small(params, 0.25, 0.25)):
+    count = math.prod(batch + params.shape[-3:])
+    few = use_torch and is_small(count, params, factor=0.25, factor_with_grad=0.25)
+    if x.requires_grad or few or must_use_definition(x, params):
         return reference.logistic_mixture_log_prob(x, widened(params), num_levels)
     # the operator sees two shapes only: data (X, C, S) and parameters (R, P, S), R a multiple of X
     rows = params.expand(batch + params.shape[-3:]).reshape(math.prod(batch), num_params, height * width)
@@ -92,7 +95,7 @@ def _check_shapes(x: Tensor, params: Tensor) -> None:
 
 @torch.library.custom_op("fastvae::logistic_mixture_log_prob", mutates_args=())
 def _forward(x: Tensor, params: Tensor, num_levels: int) -> Tensor:
-    if choose(x, params, unsupported=_unsupported(params)) == "triton":
+    if choose(x, params, unsupported=why_no_kernel(params)) == "triton":
         from fastvae_kernels import logistic_mixture_log_prob as kernels
 
         return kernels.logistic_mixture_log_prob_forward(x.contiguous(), params, num_levels)
@@ -106,7 +109,7 @@ def _(x: Tensor, params: Tensor, num_levels: int) -> Tensor:
 
 @torch.library.custom_op("fastvae::logistic_mixture_log_prob_backward", mutates_args=())
 def _backward(x: Tensor, params: Tensor, grad: Tensor, num_levels: int) -> Tensor:
-    if choose(x, params, unsupported=_unsupported(params)) == "triton":
+    if choose(x, params, unsupported=why_no_kernel(params)) == "triton":
         from fastvae_kernels import logistic_mixture_log_prob as kernels
 
         return kernels.logistic_mixture_log_prob_backward(x.contiguous(), params, grad.contiguous(), num_levels)
@@ -128,7 +131,3 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _unsupported(params: Tensor) -> str | None:
-    return "the kernel takes float32, float16 and bfloat16, got float64" if params.dtype == torch.float64 else None

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from fastvae.reference.masked_conv2d import NamedMask
 
-__all__ = ["check_arguments", "check_mask", "check_tensor"]
+__all__ = ["check_arguments", "check_channels", "check_mask", "check_tensor"]
+
+
+def check_channels(name: str, value: int, *, least: int = 1) -> None:
+    """``value`` must be an integer of at least ``least``, 0 or 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        expected = "a positive integer" if least else "0 or a positive integer"
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 def check_tensor(name: str, tensor: Tensor, x: Tensor) -> None:

@@ -30,13 +30,15 @@ def generation_order(
         flip_rows: start from the last row.
         flip_columns: start from the last column.
         transpose: exchange the roles of rows and columns, before any flip.
-        seed: for "random", and only there, an integer.
+        seed: for "random", and only there, an integer in [-2^63, 2^64).
 
     Returns:
         (H * W, 2) int64 on the CPU: the row and column of the first pixel, of the second, and so on.
 
     Raises:
-        ValueError: for another name, a size that is not two positive integers, or a seed that is missing or unused.
+        TypeError: if a flip or the transpose is neither True nor False.
+        ValueError: for another name, a size that is not two positive integers, or a seed that is missing, unused or
+            out of range.
 
     Example:
         >>> generation_order("s_curve", (2, 3)).tolist()
@@ -51,6 +53,11 @@ def generation_order(
         raise ValueError(f'seed is for the order "random" only, got {seed!r} with {name!r}')
     if name == "random" and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise ValueError(f'seed must be an integer for the order "random", got {seed!r}')
+    if isinstance(seed, int) and not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be in [-2^63, 2^64), got {seed}")
+    for option, value in (("flip_rows", flip_rows), ("flip_columns", flip_columns), ("transpose", transpose)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{option} must be True or False, got {value!r}")
     rows, cols = (width, height) if transpose else (height, width)
     if name == "random":
         flat = torch.randperm(rows * cols, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
@@ -95,7 +102,7 @@ def check_order(order: Any, size: tuple[int, int]) -> Tensor:
         size: (H, W) of the image.
 
     Raises:
-        TypeError: if ``order`` is a name or holds other things than integers.
+        TypeError: if ``order`` is None, a name, or holds other things than integers.
         ValueError: if it has another shape, or a pixel is missing, repeated or outside the image.
 
     Example:
@@ -103,7 +110,7 @@ def check_order(order: Any, size: tuple[int, int]) -> Tensor:
         [[0, 1], [0, 0]]
     """
     height, width = check_size(size)
-    if isinstance(order, str):
+    if order is None or isinstance(order, str):
         raise TypeError(f"order must be an array of rows and columns, got {order!r}; see generation_order")
     given = torch.as_tensor(order).detach().cpu()
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:

@@ -51,7 +51,8 @@ def tap_bits(order: Any, size: tuple[int, int], kernel_size: int, *, mask: Order
 
 def check_kernel(kernel_size: Any, mask: Any, dilation: Any) -> None:
     """Refuse what no operator here serves."""
-    if not isinstance(kernel_size, int) or kernel_size % 2 == 0 or not 1 <= kernel_size <= LARGEST_KERNEL:
+    is_number = isinstance(kernel_size, int) and not isinstance(kernel_size, bool)
+    if not is_number or kernel_size % 2 == 0 or not 1 <= kernel_size <= LARGEST_KERNEL:
         raise ValueError(f"kernel_size must be odd and at most {LARGEST_KERNEL}, got {kernel_size!r}")
     if mask not in ("A", "B"):
         raise ValueError(f'mask must be "A" (without the centre) or "B" (with it), got {mask!r}')

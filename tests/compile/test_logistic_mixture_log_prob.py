@@ -9,10 +9,12 @@ from fastvae_kernels import logistic_mixture_log_prob as kernels
 SIZES = {"num_data": "i32", "stride_params_row": "i32", "stride_params_param": "i32", "stride_params_site": "i32"}
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("is_backward", [False, True])
-@pytest.mark.parametrize("num_channels", [1, 3])
+# the backward pass of three channels is the largest; a second each
+CASES = [(80, "bf16", True, 3), (90, "fp32", True, 3), (90, "bf16", True, 3), (100, "bf16", True, 3)]
+CASES += [(90, "bf16", False, 3), (80, "fp32", True, 1), (90, "bf16", False, 1)]
+
+
+@pytest.mark.parametrize(("arch", "dtype", "is_backward", "num_channels"), CASES)
 def test_compiles(cross_compile: Callable, arch: int, dtype: str, is_backward: bool, num_channels: int) -> None:
     c = kernels.config(1024)
     pointers = {"x_ptr": "*fp32", "params_ptr": f"*{dtype}", "out_ptr": f"*{dtype}" if is_backward else "*fp32"}

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastvae.evaluation.fused_layers import _available, fused_layers
+from fastvae.evaluation.fused_layers import fused_layers
+from fastvae.ops.onednn import has_fused_linear
 
-needs_onednn = pytest.mark.skipif(not _available(), reason="needs oneDNN and a CPU with AVX-512")
+needs_onednn = pytest.mark.skipif(not has_fused_linear(), reason="needs oneDNN and a CPU with AVX-512")
 
 
 def network() -> nn.Sequential:

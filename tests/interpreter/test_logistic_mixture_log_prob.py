@@ -24,7 +24,7 @@ def levels_with_edges(num_levels: int, *shape: int) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     ("num_data", "repeats", "channels", "components", "levels", "sites"),
-    [(1, 1, 1, 1, 2, 1), (2, 2, 1, 5, 17, 9), (1, 2, 3, 2, 256, 130), (2, 1, 3, 2, 5, 20)],
+    [(1, 1, 1, 1, 2, 1), (2, 2, 1, 5, 17, 9), (1, 1, 3, 2, 256, 130), (2, 1, 3, 2, 5, 20)],
 )
 def test_forward_and_backward_equal_the_definition(
     num_data: int, repeats: int, channels: int, components: int, levels: int, sites: int, dtype: torch.dtype
@@ -61,12 +61,12 @@ def test_extreme_parameters_are_finite_and_right(log_scale: float) -> None:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_the_operator_reaches_the_kernel_with_gradients(memory_format: torch.memory_format) -> None:
-    x = levels_with_edges(17, 3, 3, 2, 4).float()
-    params = torch.randn(6, 20, 2, 4).to(memory_format=memory_format).requires_grad_()
+    x = levels_with_edges(17, 1, 3, 2, 4).float()
+    params = torch.randn(2, 20, 2, 4).to(memory_format=memory_format).requires_grad_()
     with fastvae.backend("triton"):
-        ours = ops.logistic_mixture_log_prob(x, params.unflatten(0, (2, 3)), 17)
+        ours = ops.logistic_mixture_log_prob(x, params.unflatten(0, (2, 1)), 17)
         (grad,) = torch.autograd.grad(ours.sum(), params)
-    want = reference.logistic_mixture_log_prob(x, params.unflatten(0, (2, 3)), 17)
+    want = reference.logistic_mixture_log_prob(x, params.unflatten(0, (2, 1)), 17)
     torch.testing.assert_close(ours, want)
     torch.testing.assert_close(grad, torch.autograd.grad(want.sum(), params)[0], rtol=1e-4, atol=1e-5)
     assert grad.is_contiguous(memory_format=memory_format)

@@ -130,7 +130,23 @@ def test_only_layers_of_one_width_add_a_residual() -> None:
 BAD: list[tuple[Any, str]] = [
     (lambda: GatedMaskedConv2d(3, 4, 4, mask="A"), "kernel_size must be odd, got 4"),
     (lambda: GatedMaskedConv2d(3, 4, 3, mask="a"), "mask must be .* got 'a'"),
-    (lambda: GatedMaskedConv2d(3, 4, 3, mask="A", condition_channels=-1), "condition_channels must not be negative"),
+    *[
+        (
+            lambda value=value: GatedMaskedConv2d(3, 4, 3, mask="A", condition_channels=value),
+            f"condition_channels must be 0 or a positive integer, got {value!r}",
+        )
+        for value in (-1, 1.5, "2", None)
+    ],
+    *[
+        (
+            lambda value=value: GatedMaskedConv2d(3, value, 3, mask="A"),
+            f"out_channels must be a positive integer, got {value!r}",
+        )
+        for value in ("8", 1.5, 0)
+    ],
+    (lambda: CausalLayer(1, "8", 3), "channels must be a positive integer, got '8'"),  # type: ignore[arg-type]
+    (lambda: CausalLayer(0, 8, 3), "in_channels must be a positive integer, got 0"),
+    (lambda: CausalStack(1, 8, 2, condition_channels=2.5), "condition_channels must be 0 or .*, got 2.5"),  # type: ignore[arg-type]
     (lambda: CausalStack(1, 8, 0), "num_layers must be a positive integer, got 0"),
     (lambda: CausalStack(1, 8, 2, kernel_size=2), "kernel_size must be odd, got 2"),
     (lambda: CausalStack(1, 8, 2)(torch.zeros(1, 1, 4, 4), torch.zeros(1, 2)), r"takes no condition, got one of shape"),
@@ -149,3 +165,20 @@ BAD: list[tuple[Any, str]] = [
 def test_what_does_not_fit_is_refused_by_name(call: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         call()
+
+
+@pytest.mark.parametrize("condition_channels", [0, 2])
+def test_what_is_added_has_to_fit(condition_channels: int) -> None:
+    layer = GatedMaskedConv2d(3, 4, 3, mask="A", condition_channels=condition_channels)
+    x, condition = torch.zeros(2, 3, 5, 5), torch.zeros(2, 2) if condition_channels else None
+    # vectors and single images would be broadcast
+    for shape in ((2, 3, 5, 5), (2, 8), (1, 8, 5, 5)):
+        with pytest.raises(ValueError, match=r"added must have shape \(2, 8, 5, 5\), got \("):
+            layer(x, condition, torch.zeros(shape))
+    with pytest.raises(TypeError, match="added must be a tensor, got str"):
+        layer(x, condition, "a")
+
+
+def test_a_condition_is_a_tensor_even_where_none_is_taken() -> None:
+    with pytest.raises(TypeError, match="condition must be a tensor, got list"):
+        GatedMaskedConv2d(3, 4, 3, mask="A")(torch.zeros(2, 3, 5, 5), [1.0])

@@ -135,6 +135,7 @@ def test_orders_may_be_arrays_and_lists() -> None:
 GOOD = [[0, 0], [0, 1], [1, 0], [1, 1]]
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"order": "raster"}, TypeError, "order must be an array of rows and columns, got 'raster'"),
+    ({"order": None}, TypeError, "order must be an array of rows and columns, got None"),
     ({"order": torch.tensor(GOOD).float()}, TypeError, "order must hold integers, got torch.float32"),
     ({"order": GOOD[:3]}, ValueError, r"order must be \(4, 2\).* got shape \(3, 2\)"),
     ({"order": [[0, 0], [0, 1], [1, 0], [1, 2]]}, ValueError, r"inside 2 x 2, got pixel \(1, 2\)"),
@@ -143,6 +144,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"size": 2}, ValueError, r"size must be \(H, W\), got 2"),
     ({"size": (2, 0)}, ValueError, "size must be two positive integers"),
     ({"kernel_size": 4}, ValueError, "kernel_size must be odd and at most 7, got 4"),
+    ({"kernel_size": True}, ValueError, "kernel_size must be odd and at most 7, got True"),
     ({"kernel_size": 9}, ValueError, "kernel_size must be odd and at most 7, got 9"),
     ({"mask": "C"}, ValueError, "mask must be .* got 'C'"),
     ({"dilation": 0}, ValueError, "dilation must be a positive integer, got 0"),
@@ -160,9 +162,16 @@ def test_bad_orders_are_named(change: dict[str, Any], error: type[Exception], sa
     [
         ("zigzag", {}, "name must be one of .* got 'zigzag'"),
         ("random", {}, "seed must be an integer .* got None"),
+        ("random", {"seed": -(2**70)}, r"seed must be in \[-2\^63, 2\^64\), got -1180591620717411303424"),
         ("raster", {"seed": 1}, 'seed is for the order "random" only'),
     ],
 )
 def test_bad_names_and_seeds_are_named(name: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ops.generation_order(name, (2, 2), **options)
+
+
+@pytest.mark.parametrize("option", ["flip_rows", "flip_columns", "transpose"])
+def test_flips_and_transposes_are_true_or_false(option: str) -> None:
+    with pytest.raises(TypeError, match=f"{option} must be True or False, got 'no'"):
+        ops.generation_order("raster", (2, 2), **{option: "no"})  # type: ignore[arg-type]

@@ -1,0 +1,121 @@
+"""The operator behind every last linear layer with its likelihood, and its gradient; the families enter themselves."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._dispatch import choose, must_use_definition
+from .likelihood_rows import accumulator, runs_directly
+from .linear_rows import as_rows, cast_for_autocast, check_linear, has_few_params
+
+__all__ = ["FAMILIES", "Family", "linear_log_prob"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The CPU path of a likelihood.
+
+    ``forward(x, h, weight, bias, log_scale)`` with data (X, A, B), rows (R, H), weights (P, H), whose P parameters are
+    (A, P / AB, B), and for Gaussians log-scales (1 or A * B,) -> (R,); row r meets ``x[r % X]``.
+    ``backward(x, h, weight, bias, log_scale, grad, needs)`` -> the gradients of h, weight, bias and log_scale, empty
+    where there is nothing or ``needs`` (h, weight, bias) says that nobody asks.
+    """
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def linear_log_prob(
+    family: str,
+    definition: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor],
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    event_dims: int,
+    per_value: int,
+    params_dim: int = -1,
+    log_scale: Tensor | None = None,
+) -> Tensor:
+    """Check, choose and run: the arguments of the public functions, ``per_value`` parameters (0: any number) for each
+    value of ``x``, ``log_scale`` (1 or the size of the event,)."""
+    h, weight, bias = cast_for_autocast(h, weight, bias)  # type: ignore[assignment]
+    check_linear(h, weight, bias, x, event_dims, per_value)
+    rows, data, batch = as_rows(h, x, event_dims)
+    inputs = [values for values in (h, weight, bias, log_scale) if values is not None]
+    use_torch = choose(data, rows, weight) == "torch"
+    if x.requires_grad or must_use_definition(x, *inputs) or (use_torch and has_few_params(rows, weight)):
+        return definition(h, weight, bias, x).expand(batch)
+    event = x.shape[x.ndim - event_dims :]
+    before = math.prod(event[: event_dims + 1 + params_dim])
+    data = data.reshape(data.shape[0], before, math.prod(event) // max(before, 1))
+    if use_torch and runs_directly(*inputs):
+        detached = [None if values is None else values.detach() for values in (rows, weight, bias, log_scale)]
+        return FAMILIES[family].forward(data, *detached).view(batch)
+    return _forward(data, rows, weight, bias, log_scale, family).view(batch)
+
+
+@torch.library.custom_op("fastvae::linear_log_prob", mutates_args=())
+def _forward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None, family: str
+) -> Tensor:
+    return FAMILIES[family].forward(x, h, weight, bias, log_scale)
+
+
+@_forward.register_fake
+def _(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None, family: str) -> Tensor:
+    return h.new_empty(h.shape[0], dtype=accumulator(h))
+
+
+@torch.library.custom_op("fastvae::linear_log_prob_backward", mutates_args=())
+def _backward(
+    x: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    log_scale: Tensor | None,
+    grad: Tensor,
+    needs: list[bool],
+    family: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return FAMILIES[family].backward(x, h, weight, bias, log_scale, grad, needs)
+
+
+@_backward.register_fake
+def _(
+    x: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    log_scale: Tensor | None,
+    grad: Tensor,
+    needs: list[bool],
+    family: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        h.new_empty(h.shape if needs[0] else (0, 0, 0)),
+        weight.new_empty(weight.shape if needs[1] else (0, 0)),
+        weight.new_empty(weight.shape[0] if needs[2] else 0),
+        h.new_empty(0) if log_scale is None else torch.empty_like(log_scale),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.family = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = [bool(needed) for needed in ctx.needs_input_grad[1:5]]
+    grads = _backward(*ctx.saved_tensors, grad, needs[:3], ctx.family)
+    return None, *(value if needed else None for value, needed in zip(grads, needs, strict=True)), None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,100 @@
+"""A linear layer to the logits of levels with the categorical likelihood behind it: logits live in registers only."""
+
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+
+from .likelihood_terms import loadable
+from .linear_tile import Config, config, meta_of, outputs_tile
+
+__all__ = ["categorical_config", "linear_categorical_forward"]
+
+
+@triton.jit
+def _forward_kernel(
+    # pointers
+    x_ptr,  # (X, A * B)
+    h_ptr,  # (R, H)
+    weight_ptr,  # (A * L * B, H)
+    bias_ptr,  # (A * L * B,) or None
+    partial_ptr,  # (S, R): the sum over every S-th value
+    # sizes
+    num_rows,
+    num_data,
+    num_shares,  # S
+    # meta
+    NUM_VALUES: tl.constexpr,  # A * B
+    NUM_PLACES: tl.constexpr,  # B
+    NUM_LEVELS: tl.constexpr,  # L
+    INNER: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,  # levels at once
+    BLOCK_INNER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    is_row = rows < num_rows
+    data = rows % num_data  # the data repeat: one block of them for every importance sample
+    share = tl.program_id(1)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    for value in range(share, NUM_VALUES, num_shares):
+        x = tl.load(x_ptr + data * NUM_VALUES + value, mask=is_row, other=0).to(tl.float32)
+        first = (value // NUM_PLACES) * (NUM_LEVELS * NUM_PLACES) + value % NUM_PLACES  # the output of level 0
+        largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+        exponentials = tl.zeros([BLOCK_ROWS], tl.float32)
+        chosen = tl.zeros([BLOCK_ROWS], tl.float32)
+        for start in range(0, NUM_LEVELS, BLOCK_COLS):
+            level = start + tl.arange(0, BLOCK_COLS)
+            is_level = level < NUM_LEVELS
+            logits = outputs_tile(
+                h_ptr, weight_ptr, bias_ptr, rows, is_row, first + level * NUM_PLACES, is_level,
+                INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+            )  # fmt: skip
+            is_chosen = x[:, None] == level.to(tl.float32)[None, :]
+            chosen += tl.sum(tl.where(is_chosen & is_level[None, :], logits, 0.0), axis=1)
+            logits = tl.where(is_level[None, :], logits, float("-inf"))
+            new = tl.maximum(largest, tl.max(logits, axis=1))
+            shift = tl.where(new == float("-inf"), 0.0, new)  # only zeros so far: -inf - -inf would be nan
+            exponentials = exponentials * tl.exp(largest - shift) + tl.sum(tl.exp(logits - shift[:, None]), axis=1)
+            largest = new
+        known = (x >= 0.0) & (x < NUM_LEVELS) & (x == tl.floor(x))
+        total += tl.where(known, chosen - largest - tl.log(exponentials), float("-inf"))
+    tl.store(partial_ptr + share.to(tl.int64) * num_rows + rows, total, mask=is_row)
+
+
+def categorical_config(num_rows: int, num_levels: int, inner: int) -> Config:
+    """The configuration; with the running sums of the levels 128 rows would spill on sm_100."""
+    c = config(num_rows, num_levels, inner)
+    return replace(c, block_rows=min(c.block_rows, 64), num_warps=4)
+
+
+def linear_categorical_forward(
+    x: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """``x`` (X, A, B), ``h`` (R, H), ``weight`` (A * L * B, H), all contiguous -> (R,) float32: row r meets ``x[r % X]``."""
+    (num_rows, inner), num_values = h.shape, x.shape[1] * x.shape[2]
+    if num_rows == 0 or num_values == 0:
+        return torch.zeros(num_rows, device=h.device, dtype=torch.float32)
+    num_levels = weight.shape[0] // num_values
+    c = categorical_config(num_rows, num_levels, inner)
+    tiles = triton.cdiv(num_rows, c.block_rows)
+    # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
+    shares = max(1, min(num_values, 512 // tiles))
+    partial = torch.empty(shares, num_rows, device=h.device, dtype=torch.float32)
+    _forward_kernel[(tiles, shares)](
+        x_ptr=loadable(x),
+        h_ptr=h,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        partial_ptr=partial,
+        num_rows=num_rows,
+        num_data=x.shape[0],
+        num_shares=shares,
+        NUM_VALUES=num_values,
+        NUM_PLACES=x.shape[2],
+        NUM_LEVELS=num_levels,
+        **meta_of(c, inner, h.dtype),
+    )
+    return partial.sum(0)
