@@ -89,7 +89,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def prepare(monkeypatch: pytest.MonkeyPatch, dtype: str, which: str) -> None:
-    """The precision of float32 products, backward passes that can be repeated, and nothing compiled for the shapes of other cases."""
+    """Precision of float32 products, repeatable backward passes, nothing compiled for the shapes of other cases."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "tf32")
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     torch.compiler.reset()

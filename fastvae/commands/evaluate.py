@@ -3,11 +3,22 @@
 import argparse
 import json
 import math
+import os
+import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .options import absolute, add_device, check_new_file, check_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastvae.evaluation import LogLikelihood
+    from fastvae.evaluation.peers import Peers
+
+    from .problem import Problem
 
 __all__ = ["add_arguments", "run"]
 
@@ -15,13 +26,18 @@ _DESCRIPTION = """\
 Log-likelihood of the test images under a trained model, in nats per image. For models with latent variables it is
 estimated with importance samples: the table shows the Monte-Carlo error (of the samples) apart from the data error (of
 the choice of images), the effective sample size and the k-hat diagnostic (below 0.7 the errors can be trusted). The
-log-likelihood of a PixelCNN is exact."""
+log-likelihood of a PixelCNN is exact.
+
+An evaluation that was interrupted goes on when the same command is given again. Several processes share the work under
+torchrun, and any number of them gives the same figures: on CUDA each has a device of its own; on the CPU torchrun gives
+each one thread, or as many as OMP_NUM_THREADS says."""
 _EPILOG = """\
 examples:
   python -m fastvae evaluate runs/vae
   python -m fastvae evaluate runs/vae --num-samples 1000 --limit 100 --out runs/vae-report.json
   python -m fastvae evaluate runs/vae --refine 100
-  python -m fastvae evaluate runs/vae --num-samples 100000 --resume runs/vae-state --plot runs/vae-bound.png"""
+  python -m fastvae evaluate runs/vae --num-samples 100000 --resume runs/vae-state --plot runs/vae-bound.png
+  torchrun --nproc-per-node 4 -m fastvae evaluate runs/vae --num-samples 100000"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,16 +68,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resume",
-        metavar="FILE",
-        help="keep what is done in FILE, also after Ctrl-C; the same command goes on from there. "
-        "LogLikelihood.load reads it",
+        metavar="FOLDER",
+        help="keep what is done in FOLDER, for the same command by any number of processes to go on from there, and in "
+        "the end the whole as result.safetensors for LogLikelihood.load (default: a folder in CHECKPOINT, removed when "
+        "all is done)",
     )
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print and perhaps write a report; the exit code."""
-    from .problem import Problem, device_named, read_checkpoint
+    from fastvae.evaluation.peers import OtherProcessFailed
+
+    from .processes import first_process_first, together
+
+    with together() as peers:
+        try:
+            job = first_process_first(peers, lambda: _prepared(args, peers))
+            if job.states is not None:
+                peers.advice = f"; {job.states} keeps what was done: the same command goes on from there"
+            figures = (_exact if job.options["model"] == "pixelcnn" else _estimated)(job, args, peers)
+        except OtherProcessFailed:
+            return 0  # that one tells what went wrong
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(str(interrupt) or f"interrupted{peers.advice}") from None
+        if peers.rank == 0:
+            _report(job, args, figures)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be evaluated, and the folder for the states of its parts, if any are kept."""
+
+    problem: "Problem"
+    model: Any
+    options: dict[str, Any]
+    images: "Tensor"
+    states: Path | None
+
+
+def _prepared(args: argparse.Namespace, peers: "Peers") -> _Job:
+    from .problem import Problem, read_checkpoint
+    from .processes import device_of
 
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
@@ -71,9 +120,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--refine must be between 0 and 2^29 - 1, got {args.refine}")
     check_seed(args.seed)
     for name in ("out", "plot"):
-        if (path := getattr(args, name)) is not None:
+        if (path := getattr(args, name)) is not None and peers.rank == 0:
             check_new_file(path, f"--{name}")
-    device = device_named(args.device)
+    device = device_of(peers, args.device)
     model, options = read_checkpoint(args.checkpoint, device, args.weights)
     if options["model"] == "pixelcnn" and (args.plot, args.resume) != (None, None):
         raise ValueError("--plot and --resume are of importance samples; the log-likelihood of a PixelCNN is exact")
@@ -82,68 +131,97 @@ def run(args: argparse.Namespace) -> int:
     problem = Problem.from_options(options)
     problem.check_fits(model, args.checkpoint)
     images = problem.frozen(args.split)[: args.limit].to(device)
-    figures = _exact(model, images, args) if options["model"] == "pixelcnn" else _estimated(model, images, args)
+    states = None if options["model"] == "pixelcnn" else _states(args, model, images)
+    return _Job(problem, model, options, images, states)
+
+
+def _states(args: argparse.Namespace, model: Any, images: "Tensor") -> Path | None:
+    """By default another folder for every evaluation of the model, where one can be made."""
+    from fastvae.evaluation.resume import fingerprint
+
+    if args.resume is not None:
+        return Path(args.resume)
+    if not os.access(args.checkpoint, os.W_OK):
+        return None
+    same = fingerprint([model, images])[:16]
+    return Path(args.checkpoint) / f"evaluation-{same}-{args.num_samples}-{args.refine}-{args.seed}"
+
+
+def _report(job: _Job, args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    problem = job.problem
     figures["bits per dim"] = problem.bits_per_dim(figures["log p(x)"])
     report: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
-        "model": options["model"],
+        "model": job.options["model"],
         "likelihood": problem.likelihood,
         "data": problem.data.name,
         "protocol": problem.data.protocol,
         "split": args.split,
-        "images": len(images),
+        "images": len(job.images),
         **figures,
     }
     print(_table(report, dequantised=problem.likelihood == "gaussian"))
     if args.out is not None:
         with Path(args.out).open("x") as file:
             json.dump({name: _as_json(value) for name, value in report.items()}, file, indent=1)
-    return 0
 
 
-def _exact(model: Any, images: Any, args: argparse.Namespace) -> dict[str, Any]:
+def _exact(job: _Job, args: argparse.Namespace, peers: "Peers") -> dict[str, Any]:
     import torch
     from tqdm import tqdm
 
     from .problem import check_finite
 
+    images = job.images
+    shares = torch.arange(len(images), device=images.device).tensor_split(peers.size)
+    log_prob = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     with torch.no_grad():
-        batches = tqdm(images.split(100), desc="log p(x)", unit="batch")
-        log_prob = torch.cat([model.log_prob(batch).double() for batch in batches])
+        for some in tqdm(shares[peers.rank].split(100), desc="log p(x)", unit="batch", disable=peers.rank > 0):
+            log_prob[some] = job.model.log_prob(images[some]).double()
+    log_prob = torch.cat([part[some] for part, some in zip(peers.gather(log_prob), shares, strict=True)])
     check_finite(log_prob, "log p(x)", args.checkpoint)
     spread = float(log_prob.std()) if len(images) > 1 else float("nan")
     return {"log p(x)": float(log_prob.mean()), "data error": spread / len(images) ** 0.5}
 
 
-def _estimated(model: Any, images: Any, args: argparse.Namespace) -> dict[str, Any]:
-    import fastvae
-    from fastvae.evaluation import active_units
+def _estimated(job: _Job, args: argparse.Namespace, peers: "Peers") -> dict[str, Any]:
+    from fastvae.evaluation import log_likelihood_distributed
     from fastvae.evaluation.refine import NUM_SAMPLES
 
     from .problem import check_finite
 
+    model, images = job.model, job.images
     steps = f" after {args.refine:,} refining steps" if args.refine else ""
     rows = len(images) * (args.num_samples + args.refine * NUM_SAMPLES)
-    print(
-        f"{len(images):,} images x {args.num_samples:,} importance samples{steps}: {rows:,} rows "
-        "through the decoder; --limit and --num-samples make it less",
-        file=sys.stderr,
-    )
-    try:
-        result = fastvae.log_likelihood(
-            images,
-            model,
-            num_samples=args.num_samples,
-            refine=args.refine,
-            seed=args.seed,
-            progress=True,
-            checkpoint=args.resume,
+    if peers.rank == 0:
+        print(
+            f"{len(images):,} images x {args.num_samples:,} importance samples{steps}: {rows:,} rows "
+            "through the decoder; --limit and --num-samples make it less",
+            file=sys.stderr,
         )
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt("; ".join(["interrupted", *getattr(interrupt, "__notes__", [])])) from None
+    result = log_likelihood_distributed(
+        images,
+        model,
+        num_samples=args.num_samples,
+        refine=args.refine,
+        seed=args.seed,
+        progress=True,
+        checkpoint=job.states,
+    )
     check_finite(result.log_prob, "log p(x)", args.checkpoint)
+    return _figures(result, job, args) if peers.rank == 0 else {}
+
+
+def _figures(result: "LogLikelihood", job: _Job, args: argparse.Namespace) -> dict[str, Any]:
+    """Also draws them, and keeps or removes the states."""
+    from fastvae.evaluation import active_units
+
     if args.plot is not None:
         result.plot(args.plot)
+    if args.resume is not None:
+        result.save(Path(args.resume) / "result.safetensors", overwrite=True)
+    elif job.states is not None:
+        shutil.rmtree(job.states, ignore_errors=True)
     mean, jackknife = result.mean(), result.jackknife
     return {
         "importance samples": args.num_samples,
@@ -160,8 +238,8 @@ def _estimated(model: Any, images: Any, args: argparse.Namespace) -> dict[str, A
         "ESS, smallest": float(result.ess.min()),
         "k-hat, median": float(result.khat.median()),
         "images not trusted": mean.num_untrusted,
-        "active units": active_units(model, images) if len(images) > 1 else None,
-        "latent size": model.latent_size,
+        "active units": active_units(job.model, job.images) if len(job.images) > 1 else None,
+        "latent size": job.model.latent_size,
     }
 
 

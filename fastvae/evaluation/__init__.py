@@ -1,8 +1,10 @@
 """Evaluation: importance-weighted log-likelihoods with their errors and diagnostics."""
 
+from . import adapters
 from .active_units import active_units
 from .blocks import BoundCurve, Jackknife
 from .calibration import Calibration, calibrate
+from .distributed import log_likelihood_distributed
 from .khat import pareto_khat
 from .log_likelihood import log_likelihood
 from .log_weights import LogWeights, MeanLogProb
@@ -19,8 +21,10 @@ __all__ = [
     "MeanLogProb",
     "Origin",
     "active_units",
+    "adapters",
     "calibrate",
     "log_likelihood",
+    "log_likelihood_distributed",
     "pareto_khat",
     "refine",
 ]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .conditioned import with_condition
+
 __all__ = [
     "MOST_IDS",
     "callables",
@@ -25,8 +27,8 @@ MOST_STEPS = 2**29  # of refining, each with a few samples
 
 
 def callables(
-    model: Any, proposal: Callable[[Tensor], Any] | None, log_joint: Callable[[Tensor, Tensor], Tensor] | None
-) -> tuple[Callable[[Tensor], Any], Callable[[Tensor, Tensor], Tensor]]:
+    model: Any, proposal: Callable[..., Any] | None, log_joint: Callable[..., Tensor] | None, conditioned: bool = False
+) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
     """``proposal(x)`` and ``log_joint(x, z)`` of a model, or those given instead of it.
 
     Raises:
@@ -38,7 +40,9 @@ def callables(
         for name, part in (("proposal", proposal), ("log_joint", log_joint)):
             if not callable(part):
                 raise TypeError(f"{name} must be callable, got {type(part).__name__}")
-        return proposal, log_joint
+        return with_condition(proposal, log_joint) if conditioned else (proposal, log_joint)
+    if conditioned:
+        raise TypeError("condition goes with proposal=(x, condition) and log_joint=(x, z, condition), not with a model")
     if proposal is not None or log_joint is not None:
         raise TypeError("pass either a model or proposal= and log_joint=, not both")
     missing = [name for name in ("proposal", "prior", "likelihood") if not callable(getattr(model, name, None))]

@@ -10,7 +10,19 @@ from torch.distributions import Independent, Normal
 
 from fastvae import ops
 
-__all__ = ["BLOCK_POINTS", "BLOCK_SAMPLES", "draw", "is_addressed"]
+__all__ = [
+    "BLOCK_POINTS",
+    "BLOCK_SAMPLES",
+    "Latent",
+    "chunk",
+    "draw",
+    "from_noise",
+    "is_addressed",
+    "latent_size",
+    "noise_size",
+]
+
+Latent = Tensor | tuple[Tensor, ...]  # z (K, N, ...), or such a tensor for each stochastic layer
 
 # proposals that draw for themselves do it in blocks of this fixed size, whatever the chunk size
 BLOCK_POINTS, BLOCK_SAMPLES = 16, 256
@@ -22,7 +34,24 @@ def is_addressed(q: Any) -> bool:
     return hasattr(q, "from_noise") or _normal(q) is not None
 
 
-def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def noise_size(q: Any, batch_dims: int = 1) -> int:
+    """How many standard normal numbers one draw of an addressed proposal takes."""
+    normal = _normal(q)
+    return q.noise_size if normal is None else normal.loc.shape[batch_dims:].numel()
+
+
+def from_noise(q: Any, noise: Tensor, batch_dims: int = 1) -> tuple[Latent, Tensor]:
+    """The draws of an addressed proposal that belong to ``noise`` (count, N, noise size), and their log-density."""
+    normal = _normal(q)
+    if normal is None:
+        return q.from_noise(noise)
+    event = normal.loc.shape[batch_dims:]
+    z = torch.addcmul(normal.loc, normal.scale, noise.view(*noise.shape[:2], *event))
+    log_scale = normal.scale.log().flatten(batch_dims).sum(-1)
+    return z, -0.5 * noise.square().sum(-1) - log_scale - event.numel() * _HALF_LOG_TWO_PI
+
+
+def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dtype) -> tuple[Latent, Tensor]:
     """The samples ``first .. first + count`` of ``q`` for each datapoint, and their log-density.
 
     Args:
@@ -33,24 +62,51 @@ def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dt
         dtype: of the noise that ``from_noise`` takes.
 
     Returns:
-        z (count, N, ...) and log q(z) (count, N) in nats.
+        z (count, N, ...), or a tuple of such tensors, and log q(z) (count, N) in nats.
     """
-    if not hasattr(q, "log_prob") and not hasattr(q, "rsample_and_log_prob"):
-        raise TypeError(f"proposal(x) must return a distribution with log_prob, got {type(q).__name__}")
-    if hasattr(q, "from_noise"):
-        z, log_q = q.from_noise(_noise(seed, ids, first, count, q.noise_size, dtype))
-    elif (normal := _normal(q)) is not None:
-        z, log_q = _draw_normal(normal, seed, ids, first, count)
+    _check_proposal(q)
+    if is_addressed(q):
+        normal = _normal(q)
+        noise_dtype = dtype if normal is None else normal.loc.dtype
+        z, log_q = from_noise(q, _noise(seed, ids, first, count, noise_size(q), noise_dtype))
     else:
         z, log_q = _draw_blocks(q, seed, ids, first, count)
     want = (count, ids.shape[0])
-    if z.shape[:2] != want or log_q.shape != want:
+    if any(layer.shape[:2] != want for layer in _layers(z)) or log_q.shape != want:
+        got = " and ".join(str(tuple(tensor.shape)) for tensor in (*_layers(z), log_q))
         raise ValueError(
             f"samples and log-densities of the proposal must have the leading shape {want} (samples, datapoints) and "
-            f"the shape {want}, got {tuple(z.shape)} and {tuple(log_q.shape)}; proposal(x) needs batch shape "
-            f"({ids.shape[0]},): wrap it in torch.distributions.Independent if dimensions of z are in its batch"
+            f"the shape {want}, got {got}; proposal(x) needs batch shape ({ids.shape[0]},): wrap it in "
+            "torch.distributions.Independent if dimensions of z are in its batch"
         )
     return z, log_q
+
+
+def chunk(z: Latent, samples: slice, points: slice) -> Latent:
+    """Some samples of some datapoints."""
+    return z[samples, points] if isinstance(z, Tensor) else tuple(layer[samples, points] for layer in z)
+
+
+def latent_size(z: Latent) -> int:
+    """How many numbers one z is."""
+    return sum(layer.shape[2:].numel() for layer in _layers(z))
+
+
+def _layers(z: Latent) -> tuple[Tensor, ...]:
+    return (z,) if isinstance(z, Tensor) else z
+
+
+def _check_proposal(q: Any) -> None:
+    if any(hasattr(q, name) for name in ("log_prob", "rsample_and_log_prob", "from_noise")):
+        return
+    got, fix = type(q).__name__, ""
+    if isinstance(q, tuple | list):
+        got += f" of {', '.join(type(part).__name__ for part in q)}"
+        fix = (
+            "; an encoder that returns (mean, log_variance) fits as fastvae.distributions.DiagonalGaussian(mean, 0.5 * "
+            "log_variance), other styles are in the documentation of fastvae.evaluation.adapters"
+        )
+    raise TypeError(f"proposal(x) must return a distribution with log_prob, got {got}{fix}")
 
 
 def _noise(seed: int, ids: Tensor, first: int, count: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -67,16 +123,7 @@ def _normal(q: Any) -> Normal | None:
     return q if type(q) is Normal and q.loc.ndim >= 2 else None
 
 
-def _draw_normal(normal: Normal, seed: int, ids: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
-    event = normal.loc.shape[1:]
-    width = event.numel()
-    noise = _noise(seed, ids, first, count, width, normal.loc.dtype)
-    z = torch.addcmul(normal.loc, normal.scale, noise.view(count, -1, *event))
-    log_scale = normal.scale.log().flatten(1).sum(-1)
-    return z, -0.5 * noise.square().sum(-1) - log_scale - width * _HALF_LOG_TWO_PI
-
-
-def _draw_blocks(q: Any, seed: int, ids: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+def _draw_blocks(q: Any, seed: int, ids: Tensor, first: int, count: int) -> tuple[Latent, Tensor]:
     """For anything that samples by itself: whole blocks, each from a generator seeded by its address."""
     blocks = range(first // BLOCK_SAMPLES, -(-(first + count) // BLOCK_SAMPLES))
     devices = [ids.device] if ids.device.type == "cuda" else []
@@ -89,10 +136,13 @@ def _draw_blocks(q: Any, seed: int, ids: Tensor, first: int, count: int) -> tupl
             draws.append(z)
             densities.append(log_q)
     start = first - blocks.start * BLOCK_SAMPLES
-    return torch.cat(draws)[start : start + count], torch.cat(densities)[start : start + count]
+    some = slice(start, start + count)
+    joined = [torch.cat(layers)[some] for layers in zip(*map(_layers, draws), strict=True)]
+    z = joined[0] if isinstance(draws[0], Tensor) else tuple(joined)
+    return z, torch.cat(densities)[some]
 
 
-def _sample(q: Any) -> tuple[Tensor, Tensor]:
+def _sample(q: Any) -> tuple[Latent, Tensor]:
     shape = torch.Size([BLOCK_SAMPLES])
     if hasattr(q, "rsample_and_log_prob"):
         return q.rsample_and_log_prob(shape)

@@ -1,7 +1,7 @@
 """``log_likelihood``: importance-weighted estimates of log p(x) with many samples, in bounded memory."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from .arguments import (
     modules_of,
     noise_dtype,
 )
+from .conditioned import Conditioned
 from .fused_layers import fused_layers
 from .log_weights import LogWeights
 from .origin import Origin
@@ -38,15 +39,16 @@ def log_likelihood(
     x: Tensor,
     model: Any = None,
     *,
-    proposal: Callable[[Tensor], Any] | None = None,
-    log_joint: Callable[[Tensor, Tensor], Tensor] | None = None,
+    proposal: Callable[..., Any] | None = None,
+    log_joint: Callable[..., Tensor] | None = None,
+    condition: Tensor | None = None,
     num_samples: int,
     seed: int = 0,
     ids: Tensor | None = None,
     first_sample: int = 0,
     max_bytes: int | None = None,
     refine: int = 0,
-    progress: bool | None = None,
+    progress: bool | tqdm | None = None,
     on_bad: Literal["raise", "count"] = "raise",
     modules: Sequence[nn.Module] = (),
     checkpoint: str | Path | None = None,
@@ -72,7 +74,10 @@ def log_likelihood(
         proposal: instead of ``model``, ``proposal(x)`` for x (n, ...): a Distribution with batch (n,), or anything with
             ``rsample`` or ``sample`` and ``log_prob``, or ``rsample_and_log_prob``.
         log_joint: instead of ``model``, ``log_joint(x, z)`` for x (n, ...), z (k, n, ...): log p(x, z) (k, n) in nats.
-            It is called for chunks of datapoints and samples.
+            It is called for chunks of datapoints and samples. z is a tuple where the proposal draws tuples. Models of
+            other styles fit as :mod:`fastvae.evaluation.adapters` tells.
+        condition: (N, ...) labels or whatever else a conditional model takes beside x: ``proposal(x, condition)`` and
+            ``log_joint(x, z, condition)`` are called with the rows of their datapoints.
         num_samples: M, at least 1.
         seed: an integer in [0, 2^64).
         ids: (N,) int64 in [0, 2^32), the global numbers of the datapoints; 0, 1, ... by default. A test set evaluated
@@ -83,7 +88,7 @@ def log_likelihood(
         refine: steps of :func:`fastvae.evaluation.refine`, which fits the proposal to each datapoint first: 100 to 300
             where k-hat says that the encoder's is not to be trusted. Each costs about as much as 24 samples. For
             Gaussian proposals.
-        progress: show a progress bar; by default only on a terminal.
+        progress: show a progress bar, or a bar of tqdm that goes on; by default one only on a terminal.
         on_bad: log-weights that are nan or +inf (errors of the model, never dropped) ``"raise"``, or ``"count"``:
             their datapoints become nan and ``result.weights.num_bad`` tells how many there were.
         modules: further modules that ``proposal`` and ``log_joint`` use but do not belong to, as a lambda's do: these
@@ -127,8 +132,9 @@ def log_likelihood(
     modules = modules_of(model, proposal, log_joint, *modules)
     check_device(x, modules)
     ids = checked_ids(ids, x)
+    data = x if condition is None else Conditioned(x, condition)
     options: dict[str, Any] = {"seed": seed, "ids": ids, "max_bytes": max_bytes, "refine": refine}
-    options |= {"progress": progress, "on_bad": on_bad}
+    options |= {"condition": condition, "progress": progress, "on_bad": on_bad}
     more = partial(_more, x, model, proposal=proposal, log_joint=log_joint, modules=modules, **options)
     samples = range(first_sample, first_sample + num_samples)
     origin = Origin(seed, ids.cpu().clone(), ((samples.start, samples.stop),))
@@ -138,15 +144,18 @@ def log_likelihood(
         contexts.enter_context(evaluation_mode(modules))
         if choose(x) == "torch":
             contexts.enter_context(fused_layers(modules))
-        proposal, log_joint = callables(model, proposal, log_joint)
+        proposal, log_joint = callables(model, proposal, log_joint, conditioned=condition is not None)
         # what else the numbers depend on, down to the last bit
         same = {"num_samples": num_samples, "first_sample": first_sample, "seed": seed, "max_bytes": max_bytes}
         same["refine"] = refine
-        keeper = Checkpoint(checkpoint, result, same, {"x": [x], "ids": [ids], "the parameters": modules})
+        values: dict[str, Sequence[Tensor | nn.Module]] = {"x": [x], "ids": [ids], "the parameters": modules}
+        if condition is not None:
+            values["the condition"] = [condition]
+        keeper = Checkpoint(checkpoint, result, same, values)
         if on_bad == "raise" and checkpoint is not None:  # what was counted before
             raise_if_bad(result.weights.num_bad, ids, num_samples)
         if not keeper.finished:
-            run = Run(x, ids, proposal, log_joint, seed, noise_dtype(x, modules), refine)
+            run = Run(data, ids, proposal, log_joint, seed, noise_dtype(x, modules), refine)
             keep_freed_memory()
             contexts.enter_context(keeper.kept())
             budget = default_max_bytes(x.device) if max_bytes is None else max_bytes
@@ -161,7 +170,10 @@ def _more(x: Tensor, model: Any, first_sample: int, num_samples: int, **options:
     return log_likelihood(x, model, first_sample=first_sample, num_samples=num_samples, **options)
 
 
-def _bar(total: int, checkpoint: Checkpoint, progress: bool | None) -> tqdm:
+def _bar(total: int, checkpoint: Checkpoint, progress: bool | tqdm | None) -> AbstractContextManager[tqdm]:
+    if isinstance(progress, tqdm):
+        progress.update(checkpoint.samples_done)
+        return nullcontext(progress)  # whoever made it closes it
     hidden = None if progress is None else not progress  # tqdm: None hides the bar where there is no terminal
     done = checkpoint.samples_done
     return tqdm(total=total, initial=done, desc="log p(x)", unit="sample", unit_scale=True, disable=hidden)

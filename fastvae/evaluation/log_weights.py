@@ -170,6 +170,16 @@ class LogWeights:
         blocks = ops.merge_log_weights(self.blocks.flatten(1), other.blocks.flatten(1)).view_as(self.blocks)
         return LogWeights._of(blocks, _top(self.largest, other.largest))
 
+    def absorb(self, other: "LogWeights", points: slice) -> None:
+        """Let the samples of another state enter, which is of the datapoints in ``points``.
+
+        Raises:
+            TypeError: if the other is no LogWeights.
+            ValueError: if it has another number of datapoints or blocks, tail length or device.
+        """
+        merged = LogWeights._of(self.blocks[..., points], self.largest[:, points]).merge(other)
+        self.blocks[..., points], self.largest[:, points] = merged.blocks, merged.largest
+
     @staticmethod
     def join(parts: Sequence["LogWeights"]) -> "LogWeights":
         """The state of all datapoints of the parts, one part after the other.

@@ -16,7 +16,7 @@ from .log_weights import LogWeights
 from .plan import Plan
 from .result import LogLikelihood, read_result, write_result
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "fingerprint"]
 
 _SECONDS = 30.0  # between two writes; the file of 10,000 datapoints has 41 MB
 
@@ -51,7 +51,7 @@ class Checkpoint:
         self.plan: Plan | None = None
         self._whole, self._written = True, time.monotonic()
         if path is not None:
-            prints = {f"fingerprint of {name}": _fingerprint(parts) for name, parts in values.items()}
+            prints = {f"fingerprint of {name}": fingerprint(parts) for name, parts in values.items()}
             self.arguments: dict[str, Any] = {**arguments, **prints}
             if Path(path).exists():
                 self._read(path)
@@ -139,7 +139,7 @@ class Checkpoint:
         weights.largest.copy_(found.weights.largest)
 
 
-def _fingerprint(parts: Sequence[Tensor | nn.Module]) -> str:
+def fingerprint(parts: Sequence[Tensor | nn.Module]) -> str:
     """Of values, shapes and dtypes of tensors, and of all parameters and buffers of modules."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:

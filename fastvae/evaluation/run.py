@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from tqdm.auto import tqdm
 from fastvae.distributions import checked_data
 
 from .arguments import checked_log_prob
-from .draw import draw, is_addressed
+from .clamps import ClampedProbabilities
+from .conditioned import Conditioned
+from .draw import Latent, chunk, draw, is_addressed, latent_size
 from .plan import Plan, bytes_per_row, make_plan
 from .refine import Refined, parameters_of
 from .resume import Checkpoint
@@ -24,10 +26,10 @@ class Run:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Tensor | Conditioned,
         ids: Tensor,
-        proposal: Callable[[Tensor], Any],
-        log_joint: Callable[[Tensor, Tensor], Tensor],
+        proposal: Callable[..., Any],
+        log_joint: Callable[..., Tensor],
         seed: int,
         noise_dtype: torch.dtype,
         refine: int = 0,
@@ -42,7 +44,7 @@ class Run:
             plan.points,
             plan.chunk_points * plan.chunk_samples,
             log_joint=self.log_joint,
-            x=self.x,
+            x=cast(Tensor, self.x),  # data with conditions are indexed as a tensor is
             ids=self.ids,
             seed=self.seed,
             steps=self.refine,
@@ -57,7 +59,7 @@ class Run:
             for first in range(next_sample, samples.stop, plan.samples):
                 count = min(plan.samples, samples.stop - first)
                 z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
-                log_joint = self.log_joint_chunks(x, z, plan, seen=first > next_sample)
+                log_joint = self.log_joint_chunks(x, z, count, plan, seen=first > next_sample)
                 checkpoint.update(log_joint - log_q, points, first)
                 bar.update(count * x.shape[0])
             if on_bad == "raise":
@@ -68,30 +70,32 @@ class Run:
     def plan(self, samples: range, max_bytes: int) -> Plan:
         """From one row and two rows of the real computation: the bytes of a row, the size of z, the kind of q."""
         index = self.ids.new_zeros(2)
-        x, ids = self.x[index], self.ids[index]
-        q = self.proposal(x[:1])
+        q = self.proposal(self.x[index])
         if self.refine:
             parameters_of(q)  # refuses other proposals before any work
-        z, _ = draw(q, self.seed, ids[:1], samples.start, 2, self.noise_dtype)
+        z, _ = draw(q, self.seed, self.ids[index], samples.start, 1, self.noise_dtype)
 
         def rows(count: int) -> None:
-            checked_log_prob(self.log_joint(x[:1], z[:count]), (count, 1))
+            x = self.x[index[:count]]
+            self.proposal(x)
+            with ClampedProbabilities() if count == 1 else nullcontext():
+                checked_log_prob(self.log_joint(x, chunk(z, slice(1), slice(count))), (1, count))
 
-        # what the encoder makes of a datapoint serves all of its samples
-        row_bytes = max(bytes_per_row(rows), bytes_per_row(lambda count: self.proposal(x[:count])) // len(samples))
-        return make_plan(self.x.shape[0], len(samples), row_bytes, z[0, 0].numel(), max_bytes, is_addressed(q))
+        row_bytes = bytes_per_row(rows)
+        return make_plan(self.x.shape[0], len(samples), row_bytes, latent_size(z), max_bytes, is_addressed(q))
 
-    def log_joint_chunks(self, x: Tensor, z: Tensor, plan: Plan, seen: bool) -> Tensor:
-        """``x`` (n, ...), ``z`` (k, n, ...) -> log p(x, z) (k, n)."""
+    def log_joint_chunks(self, x: Tensor | Conditioned, z: Latent, count: int, plan: Plan, seen: bool) -> Tensor:
+        """``x`` (n, ...), ``z`` (count, n, ...) -> log p(x, z) (count, n)."""
         columns = []
         for i in range(0, x.shape[0], plan.chunk_points):
             some = slice(i, i + plan.chunk_points)
             parts = []
-            for j in range(0, z.shape[0], plan.chunk_samples):
-                chunk = z[j : j + plan.chunk_samples, some]
+            for j in range(0, count, plan.chunk_samples):
+                rows = slice(j, min(j + plan.chunk_samples, count))
                 # the likelihood looks at the values of x once, not for every chunk
                 with checked_data() if seen or j else nullcontext():
-                    parts.append(checked_log_prob(self.log_joint(x[some], chunk), chunk.shape[:2]))
+                    log_joint = self.log_joint(x[some], chunk(z, rows, some))
+                parts.append(checked_log_prob(log_joint, (rows.stop - rows.start, x[some].shape[0])))
             columns.append(torch.cat(parts))
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 

@@ -58,7 +58,13 @@ class Draws:
         """The samples ``first .. first + count``, the same ones whenever they are asked for."""
         if self.seed is None:
             raise ValueError("samples by number need a seed")
-        return draw(self.q, self.seed, self.ids, first, count, self.dtype)
+        z, log_q = draw(self.q, self.seed, self.ids, first, count, self.dtype)
+        if not isinstance(z, Tensor):
+            raise TypeError(
+                "proposals of several layers (z is a tuple) train with all samples at once and torch's noise: leave "
+                "max_bytes and seed out"
+            )
+        return z, log_q
 
 
 def score(q: Any, z: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ def one_pass(
     """
     z, log_q = draws.first(num_samples)
     log_w = checked_log_prob(log_prob(x, z), log_q.shape)
+    if not isinstance(z, Tensor) and (estimator.doubly or estimator.log_q == "path"):
+        raise TypeError("proposals of several layers (z is a tuple) train with the plain estimator, 'iwae'")
     if estimator.log_q == "all":
         log_w = log_w - log_q
     elif estimator.log_q == "path":

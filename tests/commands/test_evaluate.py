@@ -16,6 +16,7 @@ import fastvae
 from fastvae import checkpoint, models
 from fastvae.__main__ import main
 from fastvae.commands.problem import CLASSES, Problem
+from fastvae.evaluation import LogLikelihood, log_likelihood_distributed
 
 SMALL = {
     "vae": "--latent-size 3 --hidden 8 --likelihood gaussian",
@@ -54,7 +55,7 @@ def test_figures_are_those_of_log_likelihood(model: str, refine: int, runs: Path
     options = ["--seed", "5", "--limit", "12", "--refine", str(refine)]
     report = evaluated(runs, model, tmp_path / "report.json", *options)
     net, images, problem = in_library(runs, model)
-    want = fastvae.log_likelihood(images[:12], net, num_samples=300, refine=refine, seed=5)
+    want = log_likelihood_distributed(images[:12], net, num_samples=300, refine=refine, seed=5)
     mean = want.mean()
     assert report["log p(x)"] == pytest.approx(mean.value, rel=1e-9)
     assert report["ELBO"] == pytest.approx(float(want.elbo.mean()), rel=1e-9)
@@ -91,15 +92,17 @@ def test_an_interrupted_evaluation_goes_on_and_is_drawn(
     with monkeypatch.context() as patched:
         patched.setattr(fastvae.LogWeights, "update", interrupted)
         assert main(argv) == 130
-    assert "interrupted; " in (error := capsys.readouterr().err)
-    assert "state keeps what was done; the same call goes on from there" in error
+    assert "state keeps what was done: the same command goes on from there" in capsys.readouterr().err
     assert main([*argv, "--plot", str(tmp_path / "a.png"), "--out", str(tmp_path / "a.json")]) == 0
     assert (tmp_path / "a.png").stat().st_size > 10_000
     report = json.loads((tmp_path / "a.json").read_text())
     net, images, _ = in_library(runs, "vae")
-    assert report["log p(x)"] == fastvae.log_likelihood(images, net, num_samples=6000).mean().value
+    want = log_likelihood_distributed(images, net, num_samples=6000).mean().value
+    assert report["log p(x)"] == pytest.approx(want, rel=1e-9)
+    whole = LogLikelihood.load(tmp_path / "state" / "result.safetensors")
+    assert whole.mean().value == report["log p(x)"]
     assert main([*argv, "--seed", "3"]) == 2
-    assert "state is the checkpoint of another evaluation: its seed is 0, not 3" in capsys.readouterr().err
+    assert "is the checkpoint of another evaluation: its seed is 0, not 3" in capsys.readouterr().err
 
 
 def test_a_pixelcnn_is_evaluated_exactly(runs: Path, tmp_path: Path, capsys: Any) -> None:
@@ -157,7 +160,7 @@ def test_data_that_moved_can_be_named(runs: Path, tmp_path: Path) -> None:
         ("{runs}/pixelcnn --data {runs}/deep.npz", "deep.npz has 9 levels"),
         ("{runs}/vae --seed -1", "seed must be"),
         ("{runs}/vae --plot {runs}/data.npz", "--plot {runs}/data.npz exists already"),
-        ("{runs}/vae --resume {runs}/data.npz", "data.npz is truncated or damaged"),
+        ("{runs}/vae --resume {runs}/data.npz", "checkpoint must name a folder, "),
         ("{runs}/pixelcnn --plot {runs}/a.png", "the log-likelihood of a PixelCNN is exact"),
     ],
 )
