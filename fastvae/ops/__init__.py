@@ -6,12 +6,16 @@ from .gated_masked_conv2d import gated_masked_conv2d
 from .locally_masked_conv2d import locally_masked_conv2d
 from .log_weights import empty_log_weights, merge_log_weights, update_log_weights
 from .masked_conv2d import masked_conv2d
+from .masked_mlp import solve_masked_mlp
+from .masked_mlp_plan import MaskedMLPPlan, NotAutoregressiveError, plan_masked_mlp
 from .masked_residual import masked_residual
 from .orders import generation_order, orientations
 from .random import normal, uniform
 from .tap_bits import tap_bits
 
 __all__ = [
+    "MaskedMLPPlan",
+    "NotAutoregressiveError",
     "backend",
     "bernoulli_log_prob",
     "empty_log_weights",
@@ -23,6 +27,8 @@ __all__ = [
     "merge_log_weights",
     "normal",
     "orientations",
+    "plan_masked_mlp",
+    "solve_masked_mlp",
     "tap_bits",
     "uniform",
     "update_log_weights",

@@ -5,6 +5,7 @@ from .gated_masked_conv2d import gate, gated_masked_conv2d
 from .locally_masked_conv2d import locally_masked_conv2d, unpack_tap_bits
 from .log_weights import STATE_ROWS, empty_log_weights, merge_log_weights, update_log_weights
 from .masked_conv2d import colour_groups, count_live_taps, masked_conv2d, named_mask, raster_mask
+from .masked_mlp import masked_mlp_params, parse_program, solve_masked_mlp
 from .masked_residual import activate, masked_residual
 from .philox import philox
 
@@ -19,11 +20,14 @@ __all__ = [
     "gated_masked_conv2d",
     "locally_masked_conv2d",
     "masked_conv2d",
+    "masked_mlp_params",
     "masked_residual",
     "merge_log_weights",
     "named_mask",
+    "parse_program",
     "philox",
     "raster_mask",
+    "solve_masked_mlp",
     "unpack_tap_bits",
     "update_log_weights",
 ]
