@@ -101,7 +101,7 @@ class MADE(nn.Module):
         # the layers have biases already
         conditioned = sizes if context_features else []
         self.conditions = nn.ModuleList(nn.Linear(context_features, size, False, **made) for _, size in conditioned)
-        self.plan = plan_masked_mlp(self._program(), masks, num_params)
+        self.plan = plan_masked_mlp(self._program(), masks, features, num_params)
         self.to(layers[-1].weight.device)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -57,7 +57,7 @@ def solve_masked_mlp(
     Example:
         >>> import fastvae
         >>> mask = torch.ones(3, 3, dtype=torch.bool).tril(-1)
-        >>> plan = fastvae.ops.plan_masked_mlp("linear 0 0 0", [mask], 1)
+        >>> plan = fastvae.ops.plan_masked_mlp("linear 0 0 0", [mask], 3, 1)
         >>> weight, bias = torch.ones(3, 3), torch.zeros(3)
         >>> x, _ = solve_masked_mlp(torch.ones(3), plan, [weight], [bias], lambda z, params: z + params[..., 0])
         >>> x

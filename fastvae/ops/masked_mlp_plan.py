@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastvae.reference.masked_mlp import parse_program
+from fastvae.reference.masked_mlp import NUMBERS, parse_program
 
 __all__ = ["Layout", "MaskedMLPPlan", "NotAutoregressiveError", "plan_masked_mlp"]
 
@@ -93,6 +93,7 @@ class MaskedMLPPlan:
 def plan_masked_mlp(
     program: str,
     masks: Sequence[Tensor],
+    num_features: int,
     num_params: int,
     *,
     layout: Layout = "by_dimension",
@@ -106,6 +107,7 @@ def plan_masked_mlp(
         program: nodes as in :class:`fastvae.reference.Node`, separated by ";"; node 0 is the input, a linear node
             reads all units of its source, and there is no ``select``.
         masks: (rows, columns) boolean, for every weight; what is False is zero for ever.
+        num_features: D.
         num_params: P, the number of parameters of each dimension, D * P rows of the last node.
         layout: "by_dimension" if the P parameters of a dimension are neighbours, "by_parameter" if the D first
             parameters come first, then the D second ones, as ``chunk`` takes them.
@@ -116,14 +118,9 @@ def plan_masked_mlp(
 
     Example:
         >>> mask = torch.ones(4, 4, dtype=torch.bool).tril(-1)
-        >>> plan_masked_mlp("linear 0 0 -1", [mask], 1).num_steps
+        >>> plan_masked_mlp("linear 0 0 -1", [mask], 4, 1).num_steps
         4
     """
-    nodes = parse_program(program)
-    first = next((node.args[1] for node in nodes if node.name == "linear" and node.args[0] == 0), None)
-    if first is None:
-        raise ValueError("no linear node reads the input: there is nothing that depends on it")
-    num_features = masks[first].shape[1]
     if layout not in ("by_dimension", "by_parameter"):
         raise ValueError(f"layout must be 'by_dimension' or 'by_parameter', got {layout!r}")
 
@@ -238,7 +235,7 @@ class _Sorter:
         if len(sources) == 2 or last:
             order, sorted_levels = self._last_order() if last else _sorted(levels, self.num_steps)
         sources = [self._selected(source, order, sorted_levels) for source in sources]
-        name = node.name if not node.number else f"{node.name}:{node.number!r}"
+        name = f"{node.name}:{node.number!r}" if node.name in NUMBERS else node.name
         if node.name in ("shift", "scale"):
             self._use_term(node.args[1], order, len(levels))
             sources.append(node.args[1])

@@ -86,7 +86,8 @@ def _forward(
     nodes = parse_program(program)
     table = _table(offsets, len(nodes))
     batch = noise.shape[1]
-    values = noise.new_empty(sum(rows[-1] for rows in table), batch)
+    # zeros: units that only the last step would know stay as they are
+    values = noise.new_zeros(sum(rows[-1] for rows in table), batch)
     rows = split_nodes(values, offsets, len(nodes))
     parts = [_by_step(node, counts) for node, counts in zip(rows, table, strict=True)]
     noises = _by_step(noise, table[0])

@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "ACTIVATIONS",
     "DRAWS",
+    "NUMBERS",
     "Node",
     "activate_units",
     "masked_mlp_params",
@@ -20,7 +21,7 @@ __all__ = [
 
 # Units come first and the batch last throughout: (units, B).
 
-# name -> function of the units and the number after the colon in a program, its default in torch.nn
+# name -> function of the units and the number after the colon in a program
 ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "elu": lambda h, alpha: F.elu(h, alpha),
     "gelu": lambda h, _: F.gelu(h),
@@ -32,7 +33,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "softplus": lambda h, beta: F.softplus(h, beta),
     "tanh": lambda h, _: h.tanh(),
 }
-_DEFAULTS = {"elu": 1.0, "leaky_relu": 0.01, "softplus": 1.0}
+# the numbers that activations take, as torch.nn sets them
+NUMBERS = {"elu": 1.0, "leaky_relu": 0.01, "softplus": 1.0}
 
 
 class Node(NamedTuple):
@@ -56,7 +58,7 @@ def parse_program(program: str) -> tuple[Node, ...]:
     for text in program.split(";"):
         name, *args = text.split()
         name, _, number = name.partition(":")
-        nodes.append(Node(name, tuple(map(int, args)), float(number) if number else _DEFAULTS.get(name, 0.0)))
+        nodes.append(Node(name, tuple(map(int, args)), float(number) if number else NUMBERS.get(name, 0.0)))
     return tuple(nodes)
 
 

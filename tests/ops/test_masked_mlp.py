@@ -15,6 +15,7 @@ PROGRAMS = {
     "two layers": "linear 0 0 0; elu 1; linear 2 1 1; tanh 3; linear 4 2 2",
     "residual": "linear 0 0 0; linear 1 1 1; silu 2; linear 3 2 -1; add 1 4; leaky_relu:0.3 5; linear 6 3 2",
     "gated": "linear 0 0 0; linear 0 1 1; sigmoid 2; multiply 1 3; scale 4 3; linear 5 2 2",
+    "scaled input": "scale 0 1; linear 1 0 0; tanh 2; linear 3 1 2",
     "square and shift": "linear 0 0 0; multiply 1 1; shift 2 1; gelu 3; gelu_tanh 4; linear 5 1 -1",
     "last is no product": "linear 0 0 0; softplus 1; linear 2 1 1; linear 0 2 2; add 3 4; tanh 5",
     "last shifts": "linear 0 0 0; relu 1; linear 2 1 1; shift 3 2; scale 4 3",
@@ -62,7 +63,7 @@ def random_network(program: str, features: int, width: int, num_params: int, lay
         term = node.args[-1] if node.name in ("linear", "shift", "scale") else -1
         if term >= 0:
             sizes[term] = len(reach)
-    plan = plan_masked_mlp(program, [masks[k] for k in sorted(masks)], num_params, layout=layout)
+    plan = plan_masked_mlp(program, [masks[k] for k in sorted(masks)], features, num_params, layout=layout)
     shapes = [*plan.weight_shapes, *((sizes[k],) for k in sorted(sizes))]
     tensors = [(torch.randn(shape, dtype=torch.float64) / 3).requires_grad_() for shape in shapes]
     return plan, tensors[: len(masks)], tensors[len(masks) :]
@@ -102,19 +103,19 @@ def test_values_and_gradients_equal_full_passes(program: str, layout: Any, monke
 
 def test_steps_are_the_longest_chain() -> None:
     chain = torch.ones(6, 6, dtype=torch.bool).tril(-1)
-    assert plan_masked_mlp("linear 0 0 0", [chain], 1).num_steps == 6
+    assert plan_masked_mlp("linear 0 0 0", [chain], 6, 1).num_steps == 6
     halves = torch.zeros(6, 6, dtype=torch.bool)
     halves[3:, :3] = True  # a coupling layer
-    plan = plan_masked_mlp("linear 0 0 0", [halves], 1)
+    plan = plan_masked_mlp("linear 0 0 0", [halves], 6, 1)
     assert plan.num_steps == 2
     assert plan.order.tolist() == [0, 1, 2, 3, 4, 5]
-    assert plan_masked_mlp("linear 0 0 0", [torch.zeros(6, 6, dtype=torch.bool)], 1).num_steps == 1
+    assert plan_masked_mlp("linear 0 0 0", [torch.zeros(6, 6, dtype=torch.bool)], 6, 1).num_steps == 1
 
 
 def test_masked_weights_and_unused_units_have_no_gradient() -> None:
     mask = torch.tensor([[True, False], [True, True]])  # the second unit sees the last dimension: nobody may see it
     out = torch.tensor([[False, False], [True, False]])
-    plan = plan_masked_mlp("linear 0 0 0; tanh 1; linear 2 1 1", [mask, out], 1)
+    plan = plan_masked_mlp("linear 0 0 0; tanh 1; linear 2 1 1", [mask, out], 2, 1)
     weights = [torch.randn(2, 2, requires_grad=True) for _ in range(2)]
     terms = [torch.randn(2, requires_grad=True) for _ in range(2)]
     x, _ = solve_masked_mlp(torch.randn(4, 2), plan, weights, terms, lambda z, params: z + params[..., 0])
@@ -222,18 +223,18 @@ BAD_PLANS: list[tuple[str, list[Tensor], int, str]] = [
     ("linear 0 0 0", [STRICT.repeat(2, 1)], 2, "in the layout 'by_parameter'"),
     ("linear 0 0 0", [STRICT], 2, "6 numbers, got 3"),
     ("linear 0 0 0; linear 1 1 1", [STRICT, torch.ones(3, 4, dtype=torch.bool)], 1, "must have 3 columns, got 4"),
-    ("tanh 0", [], 1, "no linear node reads the input"),
+    ("tanh 0", [], 1, "dimension 0 depend on the dimension itself"),
 ]
 
 
 @pytest.mark.parametrize(("program", "masks", "num_params", "says"), BAD_PLANS)
 def test_what_cannot_be_planned_is_refused(program: str, masks: list[Tensor], num_params: int, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
-        plan_masked_mlp(program, masks, num_params)
+        plan_masked_mlp(program, masks, 3, num_params)
     assert isinstance(caught.value, NotAutoregressiveError) == ("not autoregressive" in str(caught.value))
 
 
-PLAN = plan_masked_mlp("linear 0 0 0", [STRICT], 1)
+PLAN = plan_masked_mlp("linear 0 0 0", [STRICT], 3, 1)
 GOOD: dict[str, Any] = {
     "noise": torch.zeros(2, 3),
     "plan": PLAN,
