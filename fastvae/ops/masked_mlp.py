@@ -9,10 +9,10 @@ from torch import Tensor
 from fastvae import reference
 from fastvae.reference.masked_mlp import DRAWS, parse_program
 
-from . import masked_mlp_run as run
 from ._dispatch import must_use_definition
 from .masked_mlp_draws import Callback, Function, Named, check_draw
 from .masked_mlp_plan import MaskedMLPPlan
+from .masked_mlp_run import System, split_nodes
 
 __all__ = ["solve_masked_mlp"]
 
@@ -76,9 +76,9 @@ def solve_masked_mlp(
         with torch.autocast(noise.device.type, enabled=False):
             x, params = reference.solve_masked_mlp(sorted_noise, *tensors, plan.program, plan.num_steps, by_name)
     else:
-        arguments = (sorted_noise, *map(list, tensors), plan.program, list(plan.offsets), plan.num_params)
+        arguments = (sorted_noise, *map(list, tensors), plan.program, list(plan.offsets))
         values = _solve_with(draw, arguments) if callable(draw) else _forward(*arguments, draw)
-        first, *_, last = run.split_nodes(values, plan.offsets, plan.num_nodes)
+        first, *_, last = split_nodes(values, plan.offsets, plan.num_nodes)
         x, params = first, last[plan.indices[0]]
     # (D, B) and (P, D, B) in sorted order -> (B, D) and (B, D, P)
     x, params = x.index_select(0, plan.rank).t(), params.index_select(1, plan.rank).permute(2, 1, 0)
@@ -126,10 +126,9 @@ def _forward(
     indices: list[Tensor],
     program: str,
     offsets: list[int],
-    num_params: int,
     draw: str,
 ) -> Tensor:
-    return run.forward(noise, weights, terms, indices, program, offsets, num_params, Named(draw))
+    return System(weights, terms, indices, program, offsets, Named(draw)).forward(noise)
 
 
 @_forward.register_fake
@@ -140,7 +139,6 @@ def _(
     indices: list[Tensor],
     program: str,
     offsets: list[int],
-    num_params: int,
     draw: str,
 ) -> Tensor:
     length = len(offsets) // (1 + len(parse_program(program)))
@@ -159,7 +157,7 @@ def _backward(
     offsets: list[int],
     draw: str,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    return run.backward(grad, values, noise, weights, terms, indices, program, offsets, Named(draw))
+    return System(weights, terms, indices, program, offsets, Named(draw)).backward(grad, values, noise)
 
 
 @_backward.register_fake
@@ -178,7 +176,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    noise, weights, terms, indices, ctx.program, ctx.offsets, _, ctx.draw = inputs
+    noise, weights, terms, indices, ctx.program, ctx.offsets, ctx.draw = inputs
     ctx.counts = [len(weights), len(terms), len(indices)]
     ctx.save_for_backward(output, noise, *weights, *terms, *indices)
 
@@ -190,8 +188,8 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if isinstance(draw, str):
         grads = _backward(grad, values, noise, weights, terms, indices, ctx.program, ctx.offsets, draw)
     else:
-        grads = run.backward(grad, values, noise, weights, terms, indices, ctx.program, ctx.offsets, draw)
-    return *grads, [None] * len(indices), None, None, None, None
+        grads = System(weights, terms, indices, ctx.program, ctx.offsets, draw).backward(grad, values, noise)
+    return *grads, [None] * len(indices), None, None, None
 
 
 def _split(tensors: list[Tensor], counts: list[int]) -> list[list[Tensor]]:
@@ -207,17 +205,16 @@ class _SolveWithCallback(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, draw: Callback, noise: Tensor, counts: list[int], *rest: Any) -> Tensor:
-        *tensors, program, offsets, num_params = rest
+        *tensors, program, offsets = rest
         weights, terms, indices = _split(tensors, counts)
-        inputs = (noise, weights, terms, indices, program, offsets, num_params, draw)
-        values = run.forward(*inputs)
-        _setup_context(ctx, inputs, values)
+        values = System(weights, terms, indices, program, offsets, draw).forward(noise)
+        _setup_context(ctx, (noise, weights, terms, indices, program, offsets, draw), values)
         return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad_noise, grad_weights, grad_terms, grad_indices, *rest = _autograd(ctx, grad)
-        return None, grad_noise, None, *grad_weights, *grad_terms, *grad_indices, *rest[:3]
+        return None, grad_noise, None, *grad_weights, *grad_terms, *grad_indices, *rest[:2]
 
 
 @torch.compiler.disable

@@ -183,7 +183,7 @@ def test_is_a_well_formed_operator() -> None:
     noise = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     tensors = [plan.sorted_weights(weights), plan.sorted_terms(terms)]
     tensors = [[t.detach().requires_grad_() for t in group] for group in tensors]
-    arguments = (noise, *tensors, list(plan.indices), plan.program, list(plan.offsets), 2, "affine")
+    arguments = (noise, *tensors, list(plan.indices), plan.program, list(plan.offsets), "affine")
     torch.library.opcheck(torch.ops.fastvae.solve_masked_mlp, arguments)
 
 
