@@ -9,6 +9,7 @@ from .masked_conv2d import masked_conv2d
 from .masked_mlp import solve_masked_mlp
 from .masked_mlp_plan import MaskedMLPPlan, NotAutoregressiveError, plan_masked_mlp
 from .masked_residual import masked_residual
+from .nade import nade_log_prob, nade_logits, nade_sample
 from .orders import generation_order, orientations
 from .random import normal, uniform
 from .tap_bits import tap_bits
@@ -25,6 +26,9 @@ __all__ = [
     "masked_conv2d",
     "masked_residual",
     "merge_log_weights",
+    "nade_log_prob",
+    "nade_logits",
+    "nade_sample",
     "normal",
     "orientations",
     "plan_masked_mlp",

@@ -7,6 +7,7 @@ from .log_weights import STATE_ROWS, empty_log_weights, merge_log_weights, updat
 from .masked_conv2d import colour_groups, count_live_taps, masked_conv2d, named_mask, raster_mask
 from .masked_mlp import masked_mlp_params, parse_program, solve_masked_mlp
 from .masked_residual import activate, masked_residual
+from .nade import nade_logits, nade_sample
 from .philox import philox
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "masked_mlp_params",
     "masked_residual",
     "merge_log_weights",
+    "nade_logits",
+    "nade_sample",
     "named_mask",
     "parse_program",
     "philox",
