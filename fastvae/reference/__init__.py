@@ -9,7 +9,9 @@ from .locally_masked_conv2d import locally_masked_conv2d, unpack_tap_bits
 from .log_weights import STATE_ROWS, empty_log_weights, merge_log_weights, update_log_weights
 from .logistic_mixture_log_prob import logistic_mixture_log_prob, logistic_mixture_means, logistic_mixture_parts
 from .masked_conv2d import colour_groups, count_live_taps, masked_conv2d, named_mask, raster_mask
+from .masked_mlp import masked_mlp_params, parse_program, solve_masked_mlp
 from .masked_residual import activate, masked_residual
+from .nade import nade_logits, nade_sample
 from .philox import philox
 
 __all__ = [
@@ -31,11 +33,16 @@ __all__ = [
     "logistic_mixture_means",
     "logistic_mixture_parts",
     "masked_conv2d",
+    "masked_mlp_params",
     "masked_residual",
     "merge_log_weights",
+    "nade_logits",
+    "nade_sample",
     "named_mask",
+    "parse_program",
     "philox",
     "raster_mask",
+    "solve_masked_mlp",
     "unpack_tap_bits",
     "update_log_weights",
 ]

@@ -88,9 +88,17 @@ class Trace:
     kinds: dict[fx.Node, Kind] = field(default_factory=dict)
 
     def evaluate(
-        self, nodes: Iterable[fx.Node], live: dict[str, Tensor], condition: Tensor | None = None
+        self,
+        nodes: Iterable[fx.Node],
+        live: dict[str, Tensor],
+        condition: Tensor | None = None,
+        *,
+        with_gradients: bool = False,
     ) -> dict[fx.Node, Any]:
-        """Values of nodes that do not depend on the image, from the live parameters; each ancestor runs once."""
+        """Values of nodes that do not depend on the image, from the live parameters; each ancestor runs once.
+
+        With gradients, the detached views that in-place masking writes to are part of the graph.
+        """
         known: dict[fx.Node, Any] = {node: live[name] for name, node in self.inputs.items()}
         if self.condition is not None and condition is not None:
             known[self.condition] = condition
@@ -98,9 +106,13 @@ class Trace:
         for node in reversed(self.graph.nodes):
             if node in needed and node.target not in _SHAPE_ONLY:
                 needed.update(node.all_input_nodes)
-        with torch.no_grad():
+        with torch.set_grad_enabled(with_gradients and torch.is_grad_enabled()):
             for node in self.graph.nodes:
-                if node in needed and node not in known:
+                if node not in needed or node in known:
+                    continue
+                if with_gradients and node.target is aten.detach.default and self.kinds[node] == "static":
+                    known[node] = known[node.args[0]]
+                else:
                     known[node] = self._run(node, known)
         return known
 
