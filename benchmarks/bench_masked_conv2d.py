@@ -89,11 +89,11 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def prepare(monkeypatch: pytest.MonkeyPatch, dtype: str, which: str) -> None:
-    """Precision of float32 products, repeatable backward passes, nothing compiled for the shapes of other cases."""
+    """The precision of float32 products, and nothing compiled for the shapes of other cases."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "tf32")
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     torch.compiler.reset()
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", which != "bwd")
+    torch._functorch.config.donated_buffer = which != "bwd"  # else a compiled backward pass runs once only
 
 
 NAMES = list(layers(3, torch.float32))
