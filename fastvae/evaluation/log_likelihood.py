@@ -84,7 +84,7 @@ def log_likelihood(
             in parts gives the figures of one call if each part brings its numbers.
         first_sample: the number of the first sample: evaluate 0..M1 now and M1..M later, and ``merge`` the results.
         max_bytes: the largest tensor of one chunk may grow to about this size; the whole takes a few times that. By
-            default 4 MiB on the CPU, where larger chunks leave the cache, and 256 MiB on CUDA.
+            default 16 MiB on the CPU, where larger chunks gain nothing, and 256 MiB on CUDA.
         refine: steps of :func:`fastvae.evaluation.refine`, which fits the proposal to each datapoint first: 100 to 300
             where k-hat says that the encoder's is not to be trusted. Each costs about as much as 24 samples. For
             Gaussian proposals.

@@ -25,7 +25,7 @@ class Plan:
 
 def default_max_bytes(device: torch.device) -> int:
     """CPU: what stays in the cache, with work for every core. CUDA: enough work for the whole device."""
-    return 2**28 if device.type == "cuda" else 2**22
+    return 2**28 if device.type == "cuda" else 2**24
 
 
 def make_plan(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import onednn
-from .likelihood_rows import FEW, accumulator, blocks, broadcast_batch, check_inputs, repeating_rows
+from .likelihood_rows import accumulator, blocks, broadcast_batch, check_inputs, repeating_rows
 
 __all__ = [
     "affine",
@@ -19,7 +19,6 @@ __all__ = [
     "check_params_dim",
     "chunks",
     "forward_in_chunks",
-    "has_few_params",
 ]
 
 # parameters (logits, means) of the likelihood that exist at once: 4 MB in float32 stay in the cache of a CPU, where
@@ -71,13 +70,6 @@ def as_rows(h: Tensor, x: Tensor, event_dims: int) -> tuple[Tensor, Tensor, torc
     batch = broadcast_batch(x, event, h.shape[:-1], "x and h")
     rows = h.expand(*batch, h.shape[-1]).reshape(math.prod(batch), h.shape[-1])
     return rows, repeating_rows(x.detach(), batch, event_dims), batch
-
-
-def has_few_params(rows: Tensor, weight: Tensor) -> bool:
-    """Whether the definition is the fastest path of the CPU: all parameters of ``rows`` (R, H) together are a chunk so
-    small that calls cost more than elements. A compiler sees the operator at every size."""
-    is_few = rows.shape[0] * weight.shape[0] <= 2 * FEW
-    return is_few and rows.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def affine(h: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastvae
 from fastvae.distributions import LinearBernoulli, LinearCategorical, LinearGaussian, linear_heads
 from fastvae.models import VAE
-from fastvae.ops import linear_rows
+from fastvae.ops import likelihood_rows, linear_rows
 
 SHAPE = (2, 3, 4)
 HEADS: list[tuple[Any, dict]] = [
@@ -32,7 +32,7 @@ FAMILIES = [
 @pytest.fixture(autouse=True)
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small cases run as one operator, in chunks of 20 rows at most."""
-    monkeypatch.setattr(linear_rows, "FEW", 0)
+    monkeypatch.setattr(likelihood_rows, "FEW", 0)
     monkeypatch.setattr(linear_heads, "_KEPT", 0)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 20 * 24)
 

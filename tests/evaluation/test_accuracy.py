@@ -101,7 +101,7 @@ fastvae.log_likelihood(x, model, num_samples=1000)  # libraries load on first us
 for num_samples in (10_000, 150_000):
     memory.forget_peak()
     before = memory.peak_mebibytes()
-    fastvae.log_likelihood(x, model, num_samples=num_samples)
+    fastvae.log_likelihood(x, model, num_samples=num_samples, max_bytes=2**22)  # both fill their chunks
     print(memory.peak_mebibytes() - before)
 """
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastvae
 from fastvae import ops, reference
-from fastvae.ops import linear_bernoulli_log_prob, linear_rows
+from fastvae.ops import likelihood_rows, linear_bernoulli_log_prob, linear_rows
 from fastvae.ops.linear_operators import FAMILIES
 
 FORWARD = torch.ops.fastvae.linear_log_prob
@@ -28,7 +28,7 @@ def layer(size: int, width: int, scale: float = 1.0, dtype: torch.dtype = torch.
 @pytest.fixture(autouse=True)
 def no_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small cases go through the operator, several chunks each."""
-    monkeypatch.setattr(linear_rows, "FEW", 0)
+    monkeypatch.setattr(likelihood_rows, "FEW", 0)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 40 * 100)
 
 

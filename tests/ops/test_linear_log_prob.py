@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fastvae import reference
-from fastvae.ops import linear_categorical_log_prob, linear_gaussian_log_prob, linear_rows
+from fastvae.ops import likelihood_rows, linear_categorical_log_prob, linear_gaussian_log_prob, linear_rows
 
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_rows, "FEW", 0)
+    monkeypatch.setattr(likelihood_rows, "FEW", 0)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 7 * 24)
 
 
