@@ -107,7 +107,7 @@ class MADE(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if x.shape[-1:] != (self.features,):
             raise ValueError(f"x must have shape (..., {self.features}), got {tuple(x.shape)}")
-        self._check_context(context)
+        self.check_context(context)
         h = x
         for number, layer in enumerate(self.layers):
             y = layer(h)
@@ -140,7 +140,7 @@ class MADE(nn.Module):
         Returns:
             x (..., D) and its parameters (..., D, P).
         """
-        self._check_context(context)
+        self.check_context(context)
         layers = [cast(MaskedLinear, layer) for layer in self.layers]
         terms: list[Tensor] = [layer.bias for layer in layers]
         if context is not None:
@@ -185,7 +185,8 @@ class MADE(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.features}, {self.hidden_features}, num_params={self.num_params}, residual={self.residual}"
 
-    def _check_context(self, context: Tensor | None) -> None:
+    def check_context(self, context: Tensor | None) -> None:
+        """Raise a ValueError for a context that the network does not take, or for none where it needs one."""
         if self.context_features and context is None:
             raise ValueError(f"context is missing: the network needs one of shape (..., {self.context_features})")
         if context is not None and (not self.context_features or context.shape[-1:] != (self.context_features,)):

@@ -11,6 +11,7 @@ from fastvae.reference.masked_mlp import DRAWS, parse_program
 
 from ._dispatch import must_use_definition
 from .masked_mlp_draws import Callback, Function, Named, check_draw
+from .masked_mlp_kernel import solve_by_kernel, uses_kernel
 from .masked_mlp_plan import MaskedMLPPlan
 from .masked_mlp_run import System, split_nodes
 
@@ -128,6 +129,8 @@ def _forward(
     offsets: list[int],
     draw: str,
 ) -> Tensor:
+    if uses_kernel(noise, offsets, program, draw):
+        return solve_by_kernel(noise, weights, terms, indices, program, offsets, draw, noise.shape[1])
     return System(weights, terms, indices, program, offsets, Named(draw)).forward(noise)
 
 
