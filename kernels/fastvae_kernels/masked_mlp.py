@@ -64,7 +64,7 @@ class Program:
 def config(num_rows: int, most_units: int) -> Config:
     """The configuration for a batch; no timing at run time."""
     rows = 16 if num_rows <= 2048 else 32 if num_rows <= 8192 else 64  # a card has about 132 processors
-    units = max(2, min(8 if rows == 16 else 4, triton.next_power_of_2(most_units)))
+    units = 8 if rows == 16 and most_units > 4 else 4
     return Config(rows, units, 64 if rows == 16 else 32, 32, 32, num_warps=8 if rows == 64 else 4)
 
 
@@ -208,6 +208,19 @@ def _make_units(
 
 
 @triton.jit
+def _wave(turns, is_sine):
+    """Cosine or sine of 0..1 turns, to 1e-7; those of the device keep a stack for large angles."""
+    quarter = tl.floor(4.0 * turns + 0.5)
+    r = (turns - 0.25 * quarter) * 6.283185307179586
+    q = r * r
+    sine = r * (1.0 - q * (1 / 6 - q * (1 / 120 - q * (1 / 5040 - q * (1 / 362880)))))
+    cosine = 1.0 - q * (0.5 - q * (1 / 24 - q * (1 / 720 - q * (1 / 40320))))
+    turned = (quarter.to(tl.int32) + 3 * is_sine.to(tl.int32)) % 4  # sin(a) = cos(a - pi / 2)
+    wave = tl.where(turned % 2 == 0, cosine, sine)
+    return tl.where((turned == 1) | (turned == 2), -wave, wave)
+
+
+@triton.jit
 def _addressed(order_ptr, dims, is_dim, ids, seed_low, seed_high, NOISE: tl.constexpr):
     """Uniform or normal numbers of (seed, id, dimension), those of fastvae.ops.uniform and normal; (dims, ids)."""
     dimension = tl.load(order_ptr + dims, mask=is_dim, other=0)
@@ -224,8 +237,7 @@ def _addressed(order_ptr, dims, is_dim, ids, seed_low, seed_high, NOISE: tl.cons
     else:  # Box and Muller
         first, second = tl.where(word < 2, a, c).to(tl.float32), tl.where(word < 2, b, d).to(tl.float32)
         radius = tl.sqrt(tl.maximum(-2.0 * tl.log((first + 0.5) * 2.3283064365386963e-10), 0.0))
-        angle = second * 1.4629180792671596e-09  # 2 pi / 2^32
-        found = radius * tl.where(word % 2 == 0, tl.cos(angle), tl.sin(angle))
+        found = radius * _wave(second * 2.3283064365386963e-10, word % 2)
     return found
 
 

@@ -1,6 +1,8 @@
 """The kernel of masked MLPs compiles for every architecture we serve, without spills, and waits between steps."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fastvae_kernels import masked_mlp as kernels
@@ -9,7 +11,9 @@ NAMES = ["values", "noise", "weights", "biases", "conditions", "numbers"]
 LONG, INTEGERS = ["indices", "table", "order"], ["counts", "blocks"]
 SIZES = ["batch", "num_ops", "num_blocks", "length", "last_node", "last_row", "num_params"]
 # architecture, rows, most units in a step, draw, noise
-CASES = [(arch, rows, units, "affine", "given") for arch in (80, 90, 100) for rows in (64, 5000, 9000) for units in (2, 8)]
+CASES = [
+    (arch, rows, units, "affine", "given") for arch in (80, 90, 100) for rows in (64, 5000, 9000) for units in (2, 5)
+]
 CASES += [(90, 64, 4, "bernoulli", "uniform"), (90, 64, 4, "affine", "normal"), (90, 9000, 4, "categorical", "uniform")]
 
 
@@ -42,9 +46,11 @@ def test_fits_and_waits(cross_compile: Callable, arch: int, rows: int, units: in
         num_warps=c.num_warps,
         divisible=list(pointers),
     )
-    print(arch, rows, units, draw, noise, compiled.registers, compiled.spills, compiled.shared)
     assert compiled.spills == 0
     assert compiled.shared <= compiled.shared_limit
-    # products, units, values: every store of another thread's next load is followed by a barrier
-    last_store = compiled.ptx.rindex("st.global")
-    assert "bar.sync" in compiled.ptx[last_store:]
+    # between products and steps, between operators, between steps: what one thread stored, another one loads
+    lines = Path(kernels.__file__).read_text().splitlines()
+    barriers = [number for number, line in enumerate(lines, start=1) if "debug_barrier" in line]
+    assert len(barriers) == 3
+    for number in barriers:
+        assert re.search(rf"masked_mlp\.py:{number}:\d+\n(\$?[\w.]*:?[^\n]*\n)?\s*bar\.sync", compiled.ptx)

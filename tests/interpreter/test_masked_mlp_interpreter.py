@@ -1,15 +1,14 @@
 """The kernel of masked MLPs, interpreted on the CPU: exactly the values of one full pass for every dimension."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from fastvae_kernels import masked_mlp as kernels
 from torch import Tensor
 
 import fastvae
-from fastvae import ops
 from fastvae.nn import MADE
 from fastvae.ops import masked_mlp_run, plan_masked_mlp
 from fastvae.ops.masked_mlp_draws import Named
@@ -27,9 +26,7 @@ def _small_blocks_and_fresh_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> It
 
 def by_passes(made: MADE, noise: Tensor, draw: str, context: Tensor | None) -> Tensor:
     """In float64, a full pass of the network for every dimension."""
-    twin = MADE(made.features, made.hidden_features, num_params=made.num_params, order=made.order, residual=made.residual,
-                context_features=made.context_features, activation=made.activation, dtype=torch.float64)  # fmt: skip
-    twin.load_state_dict(made.state_dict())
+    twin = copy.deepcopy(made).double()
     z, x = noise.double(), torch.zeros_like(noise, dtype=torch.float64)
     for _ in range(made.features):
         params = twin(x, None if context is None else context.double())
@@ -96,12 +93,36 @@ def test_every_operator_gives_the_units_of_the_torch_path(program: str, batch: i
     masks = [first, final] if "gelu" in program else [first, seen <= fewer[:, None], final, seen <= last[:, None]]
     plan = plan_masked_mlp(program, masks, FEATURES, 2)
     assert ("select" in plan.program) == ("gelu" not in program)
-    weights = [torch.randn(mask.shape) / 3 for mask in masks]
+    weights = [torch.randn(mask.shape) / 6 for mask in masks]
     # every other term has a column for each row of the batch
-    terms = [torch.randn(batch, n) if i % 2 else torch.randn(n) for i, n in enumerate(PROGRAMS[program])]
+    terms = [torch.rand(batch, n) if i % 2 else torch.rand(n) for i, n in enumerate(PROGRAMS[program])]
     noise = torch.randn(batch, FEATURES).t().index_select(0, plan.order)
     tensors = (plan.sorted_weights(weights), plan.sorted_terms(terms), list(plan.indices))
     want = System(*tensors, plan.program, plan.offsets, Named("affine")).forward(noise)
     with fastvae.backend("triton"):
         found = torch.ops.fastvae.solve_masked_mlp(noise, *tensors, plan.program, list(plan.offsets), "affine")
     torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("draw", "num_params"), [("bernoulli", 1), ("affine", 2)])
+def test_numbers_made_in_the_kernel_are_those_of_the_library(draw: str, num_params: int) -> None:
+    torch.manual_seed(0)
+    made = MADE(9, [12], num_params=num_params, order=torch.randperm(9), context_features=2)
+    context = torch.randn(19, 2)
+    want = made.sample(19, seed=2**63 + 5, context=context, draw=draw, first_id=2**32 - 30)
+    with fastvae.backend("triton"):
+        found = made.sample(19, seed=2**63 + 5, context=context, draw=draw, first_id=2**32 - 30)
+        if draw == "bernoulli":
+            assert torch.equal(found, want)
+            assert made.sample(0, context=context[:0], draw=draw).shape == (0, 9)
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_kernel_cannot_do_is_said() -> None:
+    made = MADE(3, [4], num_params=2, dtype=torch.float64)
+    noise = torch.zeros(2, 3)
+    with fastvae.backend("triton"):
+        with pytest.raises(RuntimeError, match="computes in float32, got float64"):
+            made.solve(noise.double())
+        with pytest.raises(TypeError, match="give solve_masked_mlp the noise"):
+            made.sample(2, draw=abs)  # type: ignore[arg-type]
