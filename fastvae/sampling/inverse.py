@@ -132,7 +132,7 @@ class Inverse:
         terms = [term.compute(known, noise) for term in self._lowered.terms]
         if context is not None:
             terms = [t.reshape(*context.shape[:-1], -1) if t.ndim == 2 else t for t in terms]
-        return ops.solve_masked_mlp(noise, self.plan, self._lowered.weight_values(known), terms, self.draw)
+        return ops.solve_masked_mlp(noise, self.plan, self._lowered.weight_values(known, noise), terms, self.draw)
 
     def _prepare(self) -> None:
         """Trace and plan, if what they depend on has changed."""
@@ -153,7 +153,7 @@ class Inverse:
         # what is zero whatever the weights are: a weight may be zero at the start of training without being masked
         filled = {name: tensor if name in masks else _filled(tensor) for name, tensor in state.items()}
         known = self._trace.evaluate(lowered.nodes, filled, context)
-        kept = [weight != 0 for weight in lowered.weight_values(known)]
+        kept = [weight != 0 for weight in lowered.weight_values(known, x)]
         try:
             plan = ops.plan_masked_mlp(lowered.program, kept, self._features, num_params, layout=self._layout)
         except ops.NotAutoregressiveError as error:
