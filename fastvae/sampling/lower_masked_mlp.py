@@ -287,6 +287,8 @@ class _Lowering:
             return self.rows(whole, range(whole.size - 1, -1, -1))
         if target is aten.slice.Tensor and args[1:] in ([], [0], [0, 0, 2**63 - 1]):
             return self.units(node, args[0])  # all rows of the batch
+        if target in (aten.split.Tensor, aten.split_with_sizes.default) and args[2:] in ([1], [-1]):
+            return self.units(node, args[0])  # getitem takes the pieces
         if target is aten.slice.Tensor and args[1] in (1, -1):
             whole = self.single(node, args[0])
             return self.rows(whole, range(whole.size)[slice(*args[2:])])

@@ -1,6 +1,7 @@
 """More masked MLPs written independently in the styles found in public code: orders of every kind, heads, splits."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class OrderAgnosticMADE(nn.Module):
         self.nin, self.nout, self.hidden_sizes = nin, nout, hidden_sizes
         layers: list[nn.Module] = []
         sizes = [nin, *hidden_sizes, nout]
-        for h0, h1 in zip(sizes, sizes[1:], strict=False):
+        for h0, h1 in pairwise(sizes):
             layers.extend([LayerWithMask(h0, h1), nn.ReLU()])
         layers.pop()
         self.net = nn.Sequential(*layers)
@@ -133,11 +134,12 @@ class TwoHeads(SmallMADE):
         return torch.stack([self.head(h, 0), self.head(h, 1).tanh()], dim=-1)
 
 
-class TwoHeadsInARow(TwoHeads):
+class TwoHeadsInARow(SmallMADE):
     """The same as (N, 2, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack(super().forward(x).unbind(-1), 1)
+        h = self.body(x)
+        return torch.stack((self.head(h, 0), self.head(h, 1).tanh()), 1)
 
 
 class Permuted(TwoHeads):

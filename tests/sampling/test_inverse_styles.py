@@ -164,11 +164,21 @@ class Wrong(TwoHeads):
 
 
 REFUSED: list[tuple[Callable[[Tensor], Tensor], str]] = [
-    (lambda p: p[:, p[0].argsort()], "takes units by an index that is no constant"),
+    (lambda p: p[:, p[0].argsort()], "select.*is not understood"),
     (lambda p: torch.stack([p, p]), "stacks along another dimension"),
     (lambda p: p.roll(2, 1), "not autoregressive|roll.*is not understood"),
     (lambda p: p[:, 1:], "13 numbers for each row, which is no multiple of features"),
 ]
+
+
+class OrderedByContext(TwoHeads):
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.head(self.body(x), 0)[:, context[0].argsort()]
+
+
+def test_an_order_that_follows_from_the_context_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="by an index that is no constant"):
+        compile_inverse(OrderedByContext(D, 12, 2), D, context_features=D)
 
 
 @pytest.mark.parametrize(("change", "says"), REFUSED)
