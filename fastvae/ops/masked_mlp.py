@@ -135,7 +135,7 @@ def sample_masked_mlp(
             raise ValueError(f"{name} must be an integer in [0, {end}), got {number!r}")
     if first_id + num_samples > 2**32:
         raise ValueError(f"rows must have numbers below 2^32, got first_id = {first_id} and {num_samples} rows")
-    like = weights[0]
+    like = next((t for t in weights if isinstance(t, Tensor)), torch.empty(0))
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     shape = torch.Size([num_samples])
     # what the checks are to see of noise that is not made yet

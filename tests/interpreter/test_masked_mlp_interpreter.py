@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastvae_kernels import masked_mlp as kernels
 from torch import Tensor
 
 import fastvae
@@ -48,6 +49,7 @@ CASES: list[tuple[int, list[int], int, str, dict[str, Any]]] = [
     (9, [40, 40], 3, "bernoulli", {"activation": "elu"}),
     (6, [9, 9, 9], 5, "affine_inverse", {"residual": True, "activation": "silu"}),
     (5, [8, 8], 33, "categorical", {"residual": True, "context_features": 3, "activation": "tanh"}),
+    (7, [190], 3, "affine", {"activation": "gelu"}),  # several tiles of units, windows and products
 ]
 
 
@@ -71,6 +73,20 @@ def test_values_are_those_of_a_pass_for_every_dimension(
 
 
 WIDTH, FEATURES = 11, 6
+
+
+@pytest.mark.parametrize("rows", [32, 64])
+def test_larger_tiles_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {n: kernels.config(n, 3) for n in (5000, 9000)}
+    assert sorted(c.block_rows for c in found.values()) == [32, 64]
+    (c,) = (c for c in found.values() if c.block_rows == rows)
+    monkeypatch.setattr(kernels, "config", lambda num_rows, most_units: c)
+    made, noise = MADE(6, [33], num_params=2), torch.randn(rows + 3, 6)
+    with fastvae.backend("triton"):
+        x = made.solve(noise)[0]
+    torch.testing.assert_close(x, made.solve(noise)[0], rtol=1e-5, atol=1e-5)
+
+
 ACTIVATIONS = "elu:0.7 1; gelu 2; gelu_tanh 3; leaky_relu:0.3 4; relu 5; shift 6 2; sigmoid 7; silu 8; softplus:1.5 9"
 PROGRAMS = {
     f"linear 0 0 0; {ACTIVATIONS}; tanh 10; linear 11 1 1": (WIDTH, 2 * FEATURES, WIDTH),
