@@ -11,6 +11,7 @@ __all__ = ["Work", "element_bytes", "products_of", "work_of"]
 TAPS, FLAT_TAPS = 5, 24  # of the layers that are assumed: 3x3 of type B, 7x7 of type A
 PIXELS = 4096  # that a program of a weight gradient sums over
 SAMPLES = 4096  # that a program of importance weights walks over
+VALUES = 8  # whose levels a program of a categorical last layer walks over
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def _last_layer(outputs_of: Callable[[Mapping[str, Any]], int]) -> Model:
         size, rows, columns = element_bytes(c, "h_ptr"), m["BLOCK_ROWS"], m["BLOCK_COLS"]
         outputs = outputs_of(m)
         loaded = _ceil(outputs, columns) * m["INNER"] * (rows + columns) * size
-        written = rows * outputs * size if "grad_logits_ptr" in c.signature else 0
+        has_gradient = {"grad_logits_ptr", "grad_params_ptr"} & set(c.signature)
+        written = rows * outputs * size if has_gradient else 0
         once = rows * m["INNER"] * size + written
         in_flight = max(1, c.num_stages - 1) * (rows + columns) * m["BLOCK_INNER"] * size
         return Work(2 * rows * outputs * m["INNER"], once, loaded + written, in_flight, trips=_ceil(outputs, columns))
@@ -173,7 +175,14 @@ _MODELS: dict[tuple[str, str], Model | None] = {
     ("linear_gaussian_log_prob", "forward_kernel"): _last_layer(
         lambda m: m["NUM_VALUES"] * (1 if m.get("log_scale_ptr", 0) is not None else 2)
     ),
-    ("linear_categorical_log_prob", "forward_kernel"): _last_layer(lambda m: 8 * m["NUM_LEVELS"]),
+    ("linear_gaussian_log_prob", "grad_params_kernel"): _last_layer(
+        lambda m: m["BLOCK_COLS"] * (1 if m.get("log_scale_ptr", 0) is not None else 2)
+    ),
+    ("linear_categorical_log_prob", "forward_kernel"): _last_layer(lambda m: VALUES * m["NUM_LEVELS"]),
+    ("linear_categorical_log_prob", "grad_logits_kernel"): _last_layer(lambda m: m["NUM_LEVELS"]),
+    ("masked_mlp", "solve_kernel"): None,
+    ("persistent_plain", "plain_kernel"): None,
+    ("persistent_gated", "gated_kernel"): None,
     ("nade", "scan_kernel"): None,
     ("nade", "backward_kernel"): None,
 }
