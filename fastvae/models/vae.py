@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from fastvae.distributions import ImageDistribution, Likelihood, as_likelihood, likelihood_of_linear
 
 from .latent_variable_model import LatentVariableModel
-from .parts import MLP, GaussianEncoder, check_event_shape, check_hidden_sizes, check_latent, check_positive, mlp
+from .parts import (
+    MLP,
+    check_event_shape,
+    check_hidden_sizes,
+    check_latent,
+    check_positive,
+    config_of,
+    make_encoder,
+    make_prior,
+    mlp,
+)
 
 __all__ = ["VAE"]
 
@@ -54,9 +64,9 @@ def _is_watched(module: nn.Module) -> bool:
 class VAE(LatentVariableModel):
     r"""Kingma and Welling's variational autoencoder (2014) for images, with fully connected networks.
 
-    :math:`p(x, z) = p(x | g(z)) N(z; 0, I)` and :math:`q(z | x) = N(z; \mu(x), \mathrm{diag}\, \sigma(x)^2)`. Trained
-    with :func:`fastvae.objectives.elbo` it is the VAE, with :func:`fastvae.objectives.iwae` the IWAE of Burda et al.
-    (2016).
+    :math:`p(x, z) = p(x | g(z)) r(z)` and :math:`q(z | x)`; by default :math:`r(z) = N(z; 0, I)` and
+    :math:`q(z | x) = N(z; \mu(x), \mathrm{diag}\, \sigma(x)^2)`. Trained with :func:`fastvae.objectives.elbo` it is the
+    VAE, with :func:`fastvae.objectives.iwae` the IWAE of Burda et al. (2016).
 
     Args:
         event_shape: (C, H, W) of the images.
@@ -64,6 +74,12 @@ class VAE(LatentVariableModel):
         latent_size: d.
         hidden_sizes: hidden layers of the encoder; the decoder mirrors them.
         activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
+        prior: ``"normal"``, ``"mixture"``, ``"vamp"``, ``"autoregressive"`` or a config with options
+            (:func:`fastvae.distributions.as_prior`); or a distribution over (d,) of torch, or a module that makes one
+            when it is called, as flows of zuko do.
+        proposal: ``"diagonal"``, ``"full"``, ``"planar"``, ``"coupling"``, ``"iaf"`` or a config
+            (:func:`fastvae.distributions.as_proposal`), at the end of the encoder; or an encoder of your own,
+            x -> distribution.
 
     Raises:
         ValueError: for a shape, a size or a name that makes no sense.
@@ -83,6 +99,8 @@ class VAE(LatentVariableModel):
         latent_size: int = 50,
         hidden_sizes: Sequence[int] = (200, 200),
         activation: str = "tanh",
+        prior: Any = "normal",
+        proposal: Any = "diagonal",
     ) -> None:
         shape = check_event_shape(event_shape)
         check_positive(latent_size=latent_size)
@@ -91,9 +109,9 @@ class VAE(LatentVariableModel):
         params = family.num_maps(shape[0]) * shape[1] * shape[2]
         decoder = mlp([latent_size, *reversed(hidden_sizes), params], activation)
         super().__init__(
-            GaussianEncoder(family, shape, hidden_sizes, latent_size, activation),
+            make_encoder(proposal, family, shape, hidden_sizes, latent_size, activation),
             ImageDecoder(decoder, family, shape),
-            prior=latent_size,
+            prior=make_prior(prior, family, shape, latent_size),
         )
         self.event_shape, self.latent_size = shape, latent_size
         self.hidden_sizes, self.activation = hidden_sizes, activation
@@ -111,6 +129,8 @@ class VAE(LatentVariableModel):
             "latent_size": self.latent_size,
             "hidden_sizes": list(self.hidden_sizes),
             "activation": self.activation,
+            "prior": config_of("prior", self._prior),
+            "proposal": config_of("proposal", self.encoder),
         }
 
     def start_at_marginals(self, x: Tensor) -> None:
