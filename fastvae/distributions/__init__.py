@@ -5,6 +5,7 @@ from typing import Any
 from .autoregressive import Autoregressive
 from .bernoulli import Bernoulli, BernoulliLikelihood
 from .categorical import Categorical, CategoricalLikelihood
+from .chained import Chained
 from .diagonal_gaussian import DiagonalGaussian
 from .flows import Flow
 from .full_gaussian import FullGaussian
@@ -31,6 +32,7 @@ __all__ = [
     "BernoulliLikelihood",
     "Categorical",
     "CategoricalLikelihood",
+    "Chained",
     "CouplingProposal",
     "DiagonalGaussian",
     "DiagonalProposal",

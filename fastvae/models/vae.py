@@ -43,6 +43,12 @@ class ImageDecoder(nn.Module):
         h = cast(MLP, self.net).hidden(z)
         return likelihood_of_linear(self.family, h, last.weight, last.bias, self.event_shape)
 
+    def start_at_marginals(self, x: Tensor) -> None:
+        """Set the last bias to the parameters of the pixel-wise marginals of ``x`` (N, C, H, W)."""
+        last = cast(nn.Linear, self.net[-1])
+        with torch.no_grad():
+            last.bias.copy_(self.family.marginal_params(x).flatten())
+
     def _last_layer(self) -> nn.Linear | None:
         """The last layer, if nothing but its weights stands between what enters it and its output: then it may run as
         one operator with the likelihood."""
@@ -53,6 +59,18 @@ class ImageDecoder(nn.Module):
         if type(last) is not nn.Linear or "forward" in vars(last) or whole_net_is_replaced:
             return None
         return None if _is_watched(self.net) or _is_watched(last) else last
+
+
+def image_decoder(
+    family: Likelihood,
+    event_shape: tuple[int, int, int],
+    hidden_sizes: Sequence[int],
+    latent_size: int,
+    activation: str,
+) -> ImageDecoder:
+    """The decoder whose hidden layers mirror those of an encoder."""
+    params = family.num_maps(event_shape[0]) * event_shape[1] * event_shape[2]
+    return ImageDecoder(mlp([latent_size, *reversed(hidden_sizes), params], activation), family, event_shape)
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -106,11 +124,9 @@ class VAE(LatentVariableModel):
         check_positive(latent_size=latent_size)
         hidden_sizes = check_hidden_sizes(hidden_sizes)
         family = as_likelihood(likelihood)
-        params = family.num_maps(shape[0]) * shape[1] * shape[2]
-        decoder = mlp([latent_size, *reversed(hidden_sizes), params], activation)
         super().__init__(
             make_encoder(proposal, family, shape, hidden_sizes, latent_size, activation),
-            ImageDecoder(decoder, family, shape),
+            image_decoder(family, shape, hidden_sizes, latent_size, activation),
             prior=make_prior(prior, family, shape, latent_size),
         )
         self.event_shape, self.latent_size = shape, latent_size
@@ -139,6 +155,4 @@ class VAE(LatentVariableModel):
         For binary data the logit of the mean (Burda et al. 2016); for levels the log of their smoothed frequencies;
         for continuous data the mean.
         """
-        last = cast(nn.Linear, self.decoder.net[-1])
-        with torch.no_grad():
-            last.bias.copy_(self.family.marginal_params(x).flatten())
+        self.decoder.start_at_marginals(x)
