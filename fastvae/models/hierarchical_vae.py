@@ -71,8 +71,8 @@ class LowerDecoder(nn.Module):
 class HierarchicalVAE(LatentVariableModel):
     r"""Burda, Grosse, Salakhutdinov (2016), section 5 and table 1: two stochastic layers.
 
-    :math:`p(x | z_1) p(z_1 | z_2) N(z_2; 0, I)` and :math:`q(z_1 | x) q(z_2 | z_1)`, all Gaussians diagonal. Both layers
-    are one vector z = (z1, z2), so every bound, estimator and evaluation works as with one layer.
+    :math:`p(x | z_1) p(z_1 | z_2) N(z_2; 0, I)` and :math:`q(z_1 | x) q(z_2 | z_1)`, all Gaussians diagonal. Both
+    layers are one vector z = (z1, z2), so every bound, estimator and evaluation works as with one layer.
 
     Args:
         event_shape: (C, H, W).
