@@ -1,6 +1,7 @@
 """``fastvae sample``: a picture of draws from a trained model, exact ones, not means."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ __all__ = ["add_arguments", "run"]
 
 _DESCRIPTION = """\
 Draw images from a trained model and write them as a PNG. They are samples, not decoder means: of the prior and then of
-the likelihood for a VAE, pixel after pixel for models with a PixelCNN, by the compiled sampler (exact, in far fewer
-serial steps than pixels)."""
+the likelihood for a VAE; pixel after pixel for models with a PixelCNN, by the compiled sampler (exact, in far fewer
+serial steps than pixels); for NADE by one scan, and for a PixelCNN in another order by one pass for each pixel."""
 _EPILOG = """\
 examples:
   python -m fastvae sample runs/vae --out samples.png
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw and write; the exit code."""
     from fastvae import figures
+    from fastvae.models import OrderEnsemble
 
     from .problem import check_finite, device_named, read_checkpoint
 
@@ -49,12 +51,13 @@ def run(args: argparse.Namespace) -> int:
     check_new_file(args.out)
     device = device_named(args.device)
     model, options = read_checkpoint(args.checkpoint, device, args.weights)
-    if options["model"] in ("vae", "iwae"):
+    if isinstance(model, OrderEnsemble) or options["model"] in ("vae", "iwae"):
         if args.verify:
             raise ValueError(
-                f"--verify is for models with a PixelCNN; the pixels of a {options['model']} are drawn at once"
+                f"--verify is for models with a PixelCNN in raster order; a {type(model).__name__} has no certificate"
             )
-        samples = _at_once(model, args.num, args.seed)
+        draw = model.sample if isinstance(model, OrderEnsemble) else partial(_at_once, model)
+        samples = draw(args.num, seed=args.seed)
     else:
         samples = _pixel_by_pixel(model, args)
     check_finite(samples, "the sample", args.checkpoint)

@@ -16,6 +16,7 @@ from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
 from .mixture import Mixture
 from .priors import AutoregressivePrior, MixturePrior, Prior, StandardNormal, VampPrior, as_prior
 from .proposals import (
+    AutoregressiveProposal,
     CouplingProposal,
     DiagonalProposal,
     FullProposal,
@@ -28,6 +29,7 @@ from .proposals import (
 __all__ = [
     "Autoregressive",
     "AutoregressivePrior",
+    "AutoregressiveProposal",
     "Bernoulli",
     "BernoulliLikelihood",
     "Categorical",

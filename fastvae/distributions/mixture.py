@@ -47,7 +47,7 @@ class Mixture(Distribution):
             raise ValueError(f"log_weights must have shape ({count},), got {tuple(log_weights.shape)}")
         self.components = components
         self.log_weights = None if log_weights is None else log_weights.log_softmax(0)
-        super().__init__((), components.event_shape, validate_args=False)
+        super().__init__(torch.Size(), components.event_shape, validate_args=False)
 
     @property
     def num_components(self) -> int:

@@ -121,7 +121,7 @@ class VampPrior(Prior):
         self.top = top
         self.pseudo_inputs = nn.Parameter(0.5 + 0.1 * torch.randn(num_components, *event_shape))
 
-    def forward(self, proposal: Callable[[Tensor], Distribution] | None = None) -> Mixture:  # type: ignore[override]
+    def forward(self, proposal: Callable[[Tensor], Distribution] | None = None) -> Mixture:
         """``proposal(x)``: the encoder, which the model owns."""
         if proposal is None:
             raise TypeError("a VampPrior is made of the model's proposal: call it as prior(model.proposal)")

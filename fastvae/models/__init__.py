@@ -4,6 +4,7 @@ from .gated_pixelcnn import GatedPixelCNN
 from .hierarchical_vae import HierarchicalVAE
 from .latent_variable_model import LatentVariableModel
 from .nade import NADE
+from .order_ensemble import OrderEnsemble
 from .ordered_pixelcnn import OrderedPixelCNN
 from .pixelcnn import PixelCNN
 from .pixelvae import PixelVAE
@@ -15,6 +16,7 @@ __all__ = [
     "GatedPixelCNN",
     "HierarchicalVAE",
     "LatentVariableModel",
+    "OrderEnsemble",
     "OrderedPixelCNN",
     "PixelCNN",
     "PixelVAE",

@@ -30,7 +30,8 @@ class GaussianNet(nn.Module):
         self.net = mlp([*sizes[:-1], 2 * sizes[-1]], activation)
 
     def forward(self, z: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian(*self.net(z).chunk(2, dim=-1))
+        loc, log_scale = self.net(z).chunk(2, dim=-1)
+        return DiagonalGaussian(loc, log_scale)
 
 
 class UpwardProposal(nn.Module):

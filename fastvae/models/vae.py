@@ -95,7 +95,7 @@ class VAE(LatentVariableModel):
         prior: ``"normal"``, ``"mixture"``, ``"vamp"``, ``"autoregressive"`` or a config with options
             (:func:`fastvae.distributions.as_prior`); or a distribution over (d,) of torch, or a module that makes one
             when it is called, as flows of zuko do.
-        proposal: ``"diagonal"``, ``"full"``, ``"planar"``, ``"coupling"``, ``"iaf"`` or a config
+        proposal: ``"diagonal"``, ``"full"``, ``"planar"``, ``"coupling"``, ``"iaf"``, ``"autoregressive"`` or a config
             (:func:`fastvae.distributions.as_proposal`), at the end of the encoder; or an encoder of your own,
             x -> distribution.
 
