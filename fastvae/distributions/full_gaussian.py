@@ -46,6 +46,12 @@ class FullGaussian(MultivariateNormal):
         """How many standard normal numbers one draw takes."""
         return self.event_shape[0]
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "FullGaussian":
+        shape = torch.Size(batch_shape)
+        return FullGaussian(
+            self.loc.expand(shape + self.event_shape), self.scale_tril.expand(*shape, *self.scale_tril.shape[-2:])
+        )
+
     def from_noise(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draws and their log-density from standard normal noise (..., d), sample dimensions before the batch."""
         z = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)

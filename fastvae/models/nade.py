@@ -25,8 +25,9 @@ class NADE(OrderEnsemble):
         event_shape: (C, H, W).
         likelihood: Bernoulli: NADE is a model of binary data.
         hidden_features: hidden units; 500 in the paper.
-        order: ``"raster"``, ``"s_curve"``, ``"hilbert"``, ``"random"``, or a sequence of orders (H * W, 2).
-        num_orders: how many flips and transposes of it, or random ones.
+        order: ``"raster"``, ``"s_curve"``, ``"hilbert"``, ``"random"``, an order (H * W, 2) of rows and columns,
+            or a sequence of such orders.
+        num_orders: how many flips and transposes of a named order, or random ones.
 
     Raises:
         ValueError: for a shape, a size or a name that makes no sense.

@@ -83,9 +83,9 @@ def make_orders(order: Any, num_orders: int, size: tuple[int, int]) -> list[Tens
 
     Args:
         order: ``"raster"``, ``"s_curve"`` or ``"hilbert"``, and then the first ``num_orders`` of its eight flips and
-            transposes; ``"random"``, and then so many permutations, with seeds 0, 1, ...; or a sequence of orders
-            (H * W, 2) of rows and columns, all of which are used.
-        num_orders: how many; for a sequence its length, or 1.
+            transposes; ``"random"``, and then so many permutations, with seeds 0, 1, ...; or an order (H * W, 2) of
+            rows and columns, or a sequence of such orders, all of which are used.
+        num_orders: how many; for orders that are given their number, or 1.
         size: (H, W).
 
     Raises:
@@ -97,12 +97,13 @@ def make_orders(order: Any, num_orders: int, size: tuple[int, int]) -> list[Tens
     """
     check_positive(num_orders=num_orders)
     if not isinstance(order, str):
-        orders = [check_order(each, size) for each in order]
-        if not orders or num_orders not in (1, len(orders)):
+        given = [order] if torch.as_tensor(order[0]).ndim == 1 else order
+        orders = [check_order(each, size) for each in given]
+        if num_orders not in (1, len(orders)):
             raise ValueError(f"num_orders must be 1 or the number of orders, {len(orders)}, got {num_orders}")
         return orders
     if order not in get_args(OrderName):
-        raise ValueError(f"order must be one of {get_args(OrderName)} or a sequence of arrays, got {order!r}")
+        raise ValueError(f"order must be one of {get_args(OrderName)} or arrays, got {order!r}")
     if order == "random":
         return [ops.generation_order("random", size, seed=seed) for seed in range(num_orders)]
     found: Sequence[Tensor] = ops.orientations(order, size)  # type: ignore[arg-type]  # it is one of the names

@@ -41,8 +41,9 @@ class OrderedPixelCNN(OrderEnsemble):
         num_blocks: residual blocks, each with one masked convolution.
         first_kernel_size: odd size of the first (mask A) kernel, at most 7.
         kernel_size: odd size of the later (mask B) kernels, at most 7.
-        order: ``"raster"``, ``"s_curve"``, ``"hilbert"``, ``"random"``, or a sequence of orders (H * W, 2).
-        num_orders: how many flips and transposes of it, or random ones.
+        order: ``"raster"``, ``"s_curve"``, ``"hilbert"``, ``"random"``, an order (H * W, 2) of rows and columns,
+            or a sequence of such orders.
+        num_orders: how many flips and transposes of a named order, or random ones.
 
     Raises:
         ValueError: for a shape, a size or a name that makes no sense.

@@ -149,7 +149,7 @@ def test_data_that_moved_can_be_named(runs: Path, tmp_path: Path) -> None:
     [
         ("{runs}/nowhere", "nowhere is not a checkpoint"),
         ("{runs}/library", "was not made by 'fastvae train'"),
-        ("{runs}/other", "holds a model of class Other, expected one of VAE, PixelCNN, PixelVAE"),
+        ("{runs}/other", "holds a model of class Other, expected one of NADE, VAE, GatedPixelCNN"),
         ("{runs}/vae --refine -1", "--refine must be between 0 and 2^29 - 1, got -1"),
         ("{runs}/vae --limit 0", "--limit must be at least 1, got 0"),
         ("{runs}/vae --num-samples 0", "--num-samples must be between 1 and 2^32 - 1, got 0"),

@@ -78,7 +78,7 @@ def reached(order: Tensor) -> Tensor:
     return (later.float() @ later.float() @ first.float()) > 0
 
 
-@pytest.mark.parametrize("order", ["raster", "s_curve", "hilbert", [SNAKE]])
+@pytest.mark.parametrize("order", ["raster", "s_curve", "hilbert", SNAKE])
 def test_an_ordered_pixelcnn_sees_exactly_what_its_masks_reach(order: Any) -> None:
     model = OrderedPixelCNN((1, *SIZE), **STACK, order=order).double()
     assert torch.equal(support(model, SIZE), reached(model.orders[0]))
