@@ -12,7 +12,7 @@ __all__ = ["add_arguments", "run"]
 _DESCRIPTION = """\
 Draw images from a trained model and write them as a PNG. They are samples, not decoder means: of the prior and then of
 the likelihood for a VAE; pixel after pixel for models with a PixelCNN, by the compiled sampler (exact, in far fewer
-serial steps than pixels); for NADE by one scan, and for a PixelCNN in another order by one pass for each pixel."""
+serial steps than pixels); by one scan over the pixels for NADE and for a PixelCNN in another order."""
 _EPILOG = """\
 examples:
   python -m fastvae sample runs/vae --out samples.png

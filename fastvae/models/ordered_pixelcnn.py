@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastvae.distributions import Likelihood, as_likelihood, checked_data
@@ -17,6 +18,9 @@ __all__ = ["OrderedPixelCNN"]
 
 class OrderedBlock(nn.Module):
     """h + W relu(locally_masked_conv(relu(h)))."""
+
+    masked: LocallyMaskedConv2d
+    mix: nn.Conv2d
 
     def __init__(self, channels: int, kernel_size: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -102,14 +106,27 @@ class OrderedPixelCNN(OrderEnsemble):
             return self.family(self(x, index)).log_prob(x)
 
     def sample_in_order(self, num_samples: int, index: int, seed: int, first_id: int = 0) -> Tensor:
-        """One pass for every pixel. The draws follow ``seed`` and ``first_id``, from torch's generator."""
-        device = self.last.weight.device
-        x = torch.zeros(num_samples, *self.event_shape, dtype=self.last.weight.dtype, device=device)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        """The features of a pixel are computed once, when its turn comes: all together the price of one pass.
+
+        The draws follow ``seed`` and ``first_id``, from torch's generator.
+        """
+        like = self.last.weight
+        masked = [self.first, *(block.masked for block in self.blocks)]
+        # what each masked layer reads, zero where nothing is known yet: so the order masks by itself
+        known = [
+            like.new_zeros(num_samples, layer.in_channels, *_padded(self.event_shape[1:], layer)) for layer in masked
+        ]
+        x = like.new_zeros(num_samples, *self.event_shape)
+        with torch.no_grad(), torch.random.fork_rng([like.device] if like.device.type == "cuda" else []):
             torch.manual_seed(seed ^ (first_id << 32))
             for row, column in self.orders[index].tolist():
-                here = self(x, index)[:, :, row : row + 1, column : column + 1]
-                x[:, :, row : row + 1, column : column + 1] = self.family(here).sample()
+                h = _at(self.first, known[0], row, column)
+                for block, before in zip(self.blocks, known[1:], strict=True):
+                    _put(before, block.masked, row, column, h.relu())
+                    h = h + block.mix(_at(block.masked, before, row, column).relu())
+                here = self.family(self.last(self.hidden(h.relu()).relu())).sample()
+                x[:, :, row : row + 1, column : column + 1] = here
+                _put(known[0], self.first, row, column, self.family.scale(here))
         return x
 
     def config(self) -> dict[str, Any]:
@@ -121,3 +138,19 @@ class OrderedPixelCNN(OrderEnsemble):
             "order": self.order,
             "num_orders": self.num_orders,
         }
+
+
+def _padded(size: tuple[int, int], layer: LocallyMaskedConv2d) -> tuple[int, int]:
+    border = layer.kernel_size[0] - 1
+    return size[0] + border, size[1] + border
+
+
+def _at(layer: LocallyMaskedConv2d, known: Tensor, row: int, column: int) -> Tensor:
+    """The output of a layer at one pixel, (N, C, 1, 1), from what is known of its padded input."""
+    size = layer.kernel_size[0]
+    return F.conv2d(known[:, :, row : row + size, column : column + size], layer.weight, layer.bias)
+
+
+def _put(known: Tensor, layer: LocallyMaskedConv2d, row: int, column: int, value: Tensor) -> None:
+    middle = layer.kernel_size[0] // 2
+    known[:, :, row + middle, column + middle] = value[:, :, 0, 0]

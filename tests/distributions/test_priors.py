@@ -204,3 +204,12 @@ def test_shapes_that_do_not_fit_and_priors_without_a_config_are_named() -> None:
     for call, error, says in cases:
         with pytest.raises(error, match=says):
             call()
+
+
+def test_a_bound_makes_the_prior_once() -> None:
+    model, calls = VAE(SHAPE, **SMALL, prior=PRIORS["vamp"]), []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    for bound in (objectives.elbo, objectives.iwae):
+        calls.clear()
+        bound(model, torch.zeros(2, *SHAPE))
+        assert len(calls) == 2, "the images and the pseudo-inputs"

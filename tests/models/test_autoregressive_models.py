@@ -153,6 +153,19 @@ def test_draws_are_of_the_distribution(name: str) -> None:
     assert ((shares - want).abs() < 4.5 * (want * (1 - want) / 4000).sqrt() + 1e-9).all()
 
 
+@pytest.mark.parametrize("family", ["bernoulli", {"name": "categorical", "num_levels": 4}])
+def test_draws_in_one_scan_are_those_of_a_pass_for_every_pixel(family: Any) -> None:
+    model = randomised(OrderedPixelCNN((2, *SIZE), family, **STACK, order="s_curve", num_orders=3))
+    found = model.sample_in_order(4, 1, seed=7)
+    x = torch.zeros(4, 2, *SIZE).double()
+    torch.manual_seed(7)
+    for row, column in model.orders[1].tolist():
+        here = model(x, 1)[:, :, row : row + 1, column : column + 1].detach()
+        x[:, :, row : row + 1, column : column + 1] = model.family(here).sample()
+    assert torch.equal(found, x)
+    assert found.unique().numel() == model.family.num_levels
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_models_are_rebuilt_from_their_config(name: str) -> None:
     import json

@@ -31,7 +31,7 @@ def test_the_linear_case_is_ppca_and_its_exact_posterior_has_weights_of_no_varia
     x = marginal.sample((5,)).view(5, *SHAPE)
     found = log_likelihood(x, model, num_samples=100)
     torch.testing.assert_close(found.log_prob, marginal.log_prob(x.flatten(1)), rtol=1e-10, atol=1e-10)
-    assert found.std_error.max() < 1e-9
+    assert found.std_error.max() < 1e-7
     exact = marginal.log_prob(x.flatten(1))
     torch.testing.assert_close(objectives.elbo(model, x, 4, analytic_kl=False), exact, rtol=1e-10, atol=1e-10)
 
