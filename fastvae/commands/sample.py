@@ -1,7 +1,6 @@
 """``fastvae sample``: a picture of draws from a trained model, exact ones, not means."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"--verify is for models with a PixelCNN in raster order; a {type(model).__name__} has no certificate"
             )
-        draw = model.sample if isinstance(model, OrderEnsemble) else partial(_at_once, model)
-        samples = draw(args.num, seed=args.seed)
+        scans = isinstance(model, OrderEnsemble)
+        samples = model.sample(args.num, seed=args.seed) if scans else _at_once(model, args.num, args.seed)
     else:
         samples = _pixel_by_pixel(model, args)
     check_finite(samples, "the sample", args.checkpoint)

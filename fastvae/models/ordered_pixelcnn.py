@@ -1,7 +1,7 @@
 """The PixelCNN in any generation order, or an ensemble of orders with one set of weights."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +111,8 @@ class OrderedPixelCNN(OrderEnsemble):
         The draws follow ``seed`` and ``first_id``, from torch's generator.
         """
         like = self.last.weight
-        masked = [self.first, *(block.masked for block in self.blocks)]
+        blocks = [cast(OrderedBlock, block) for block in self.blocks]
+        masked = [self.first, *(block.masked for block in blocks)]
         # what each masked layer reads, zero where nothing is known yet: so the order masks by itself
         known = [
             like.new_zeros(num_samples, layer.in_channels, *_padded(self.event_shape[1:], layer)) for layer in masked
@@ -121,7 +122,7 @@ class OrderedPixelCNN(OrderEnsemble):
             torch.manual_seed(seed ^ (first_id << 32))
             for row, column in self.orders[index].tolist():
                 h = _at(self.first, known[0], row, column)
-                for block, before in zip(self.blocks, known[1:], strict=True):
+                for block, before in zip(blocks, known[1:], strict=True):
                     _put(before, block.masked, row, column, h.relu())
                     h = h + block.mix(_at(block.masked, before, row, column).relu())
                 here = self.family(self.last(self.hidden(h.relu()).relu())).sample()

@@ -251,7 +251,7 @@ def test_options_of_another_model_than_the_weights_are_refused(runs: Path, tmp_p
     shutil.copytree(runs / "pixelvae", tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
-    config["info"]["options"]["model"] = "pixelcnn"
+    config["info"]["options"] |= {"model": "pixelcnn", "order": "raster", "num_orders": 1}
     path.write_text(json.dumps(config))
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "its model is a PixelVAE, its options are of pixelcnn" in capsys.readouterr().err
