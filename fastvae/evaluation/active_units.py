@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import modules_of, noise_dtype
 from .draw import draw
 
 __all__ = ["active_units"]
@@ -36,19 +37,23 @@ def active_units(model: Any, x: Tensor, threshold: float = 0.01, batch_size: int
     """
     if len(x) < 2:
         raise ValueError(f"x must hold at least two datapoints for a variance, got {len(x)}")
+    dtype = noise_dtype(x, modules_of(model))
     with torch.no_grad():
-        pairs = [_means(model.proposal(x[ids]), ids) for ids in torch.arange(len(x), device=x.device).split(batch_size)]
+        pairs = [
+            _means(model.proposal(x[ids]), ids, dtype)
+            for ids in torch.arange(len(x), device=x.device).split(batch_size)
+        ]
     one, two = (torch.cat(means).double() for means in zip(*pairs, strict=True))
     variance = ((one - one.mean(0)) * (two - two.mean(0))).sum(0) / (len(x) - 1)
     return int((variance > threshold).sum())
 
 
-def _means(q: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _means(q: Any, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The mean of q (N, d) twice, or two estimates of it that do not depend on each other."""
     try:
         return q.mean, q.mean
     except (AttributeError, NotImplementedError):
-        z, _ = draw(q, 0, ids, 0, 2 * NUM_SAMPLES, torch.get_default_dtype())
+        z, _ = draw(q, 0, ids, 0, 2 * NUM_SAMPLES, dtype)
     if not isinstance(z, Tensor):
         raise TypeError("active_units needs z as one tensor, got several layers")
     return z[:NUM_SAMPLES].mean(0), z[NUM_SAMPLES:].mean(0)
