@@ -106,11 +106,8 @@ def build_model(options: Mapping[str, Any], problem: Problem) -> nn.Module:
             "threshold)"
         )
     model = CLASSES[_class_of(options)](problem.data.event_shape, problem.family(options["model"]), **_sizes(options))
-    start = problem.fresh(problem.data.train[:10_000])  # enough for marginals
     if hasattr(model, "start_at_marginals"):
-        model.start_at_marginals(start)
-    if options.get("prior") == "vamp" and len(start) >= options["prior_components"]:
-        model.get_submodule("_prior").start_at(start)
+        model.start_at_marginals(problem.fresh(problem.data.train[:10_000]))  # enough for marginals
     return model
 
 

@@ -94,8 +94,8 @@ class VampPrior(Prior):
     r"""The mixture of the proposals of learned pseudo-inputs, :math:`\frac1K \sum_k q(z | u_k)`.
 
     Tomczak and Welling: "VAE with a VampPrior" (2018), equation 9. Pseudo-inputs live in the range of the data, by a
-    clamp as in the paper; they start at random near the middle, or at images by :meth:`start_at`. Samples are of the
-    same mixture that was trained.
+    clamp as in the paper. They start near its middle: from images, whose proposals are everywhere at first, nothing
+    keeps all scales from shrinking to zero together. Samples are of the same mixture that was trained.
 
     Args:
         latent_size: d.
@@ -126,14 +126,6 @@ class VampPrior(Prior):
         if proposal is None:
             raise TypeError("a VampPrior is made of the model's proposal: call it as prior(model.proposal)")
         return Mixture(proposal(self.top * self.pseudo_inputs.clamp(0.0, 1.0)))
-
-    def start_at(self, x: Tensor) -> None:
-        """Let the pseudo-inputs start at images (at least K, C, H, W) in the units of the data."""
-        count = len(self.pseudo_inputs)
-        if x.shape[1:] != self.pseudo_inputs.shape[1:] or len(x) < count:
-            raise ValueError(f"x must be at least {count} images {tuple(self.pseudo_inputs.shape[1:])}, got {x.shape}")
-        with torch.no_grad():  # inside of the range: at its ends a clamp has no gradient
-            self.pseudo_inputs.copy_(0.02 + 0.96 * x[:count] / self.top)
 
 
 class AutoregressivePrior(Prior):

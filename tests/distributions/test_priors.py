@@ -99,18 +99,14 @@ def test_a_vampprior_is_the_mixture_of_the_models_own_proposals() -> None:
     model = VAE(SHAPE, {"name": "categorical", "num_levels": 5}, **SMALL, prior=PRIORS["vamp"]).double()
     prior = model._prior
     assert isinstance(prior, VampPrior)
-    images = torch.randint(0, 5, (6, *SHAPE)).double()
-    prior.start_at(images)
     with torch.no_grad():
         prior.pseudo_inputs[0] += 3.0  # clamped to the range of the data
     pseudo = 4 * prior.pseudo_inputs.clamp(0, 1)
-    assert (pseudo[1:] - images[1:4]).abs().max() < 0.1
+    assert pseudo.max() == 4
     z = torch.randn(7, 3).double()
     want = torch.stack([model.proposal(u[None]).log_prob(z) for u in pseudo]).logsumexp(0) - torch.tensor(4.0).log()
     torch.testing.assert_close(model.prior().log_prob(z), want)
     assert [name for name in model.state_dict() if "prior" in name] == ["_prior.pseudo_inputs"]
-    with pytest.raises(ValueError, match="x must be at least 4 images"):
-        prior.start_at(images[:2])
     with pytest.raises(TypeError, match="call it as prior"):
         prior()
 
