@@ -97,7 +97,7 @@ def masked_residual(
 
 
 def _activate_in_place(h: Tensor, activation: Activation) -> Tensor:
-    """:func:`fastvae.reference.activate` in the memory of ``h``, which is nobody else's; their gradients need only y."""
+    """:func:`fastvae.reference.activate` in the memory of ``h``, which is nobody else's: its gradient needs y only."""
     if activation == "none":
         return h
     return h.relu_() if activation == "relu" else F.elu_(h)
