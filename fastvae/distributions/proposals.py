@@ -1,5 +1,6 @@
 """Families of proposals q(z | x): how many numbers the encoder gives for them, and the distribution they make."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -173,8 +174,9 @@ class CouplingProposal(Proposal):
 class IAFProposal(Proposal):
     """A Gaussian and inverse autoregressive layers, with a context from the encoder.
 
-    Kingma et al. (2016), algorithm 1. Draws with their density are parallel; DReG and STL, which ask for the density
-    at a point given, solve each layer once.
+    Kingma et al. (2016), algorithm 1. The Gaussian is larger by what the gates of new layers take away, so a new
+    proposal is the diagonal Gaussian of the encoder: scales that start too small cost nats for long. Draws with their
+    density are parallel; DReG and STL, which ask for the density at a point given, solve each layer once.
 
     Args:
         latent_size: d.
@@ -206,6 +208,8 @@ class IAFProposal(Proposal):
         self.options = {"num_flows": num_flows, "hidden_features": list(hidden_features)}
         self.options |= {"context_features": context_features, "gate_bias": gate_bias, "reverse": reverse}
         self.num_params = 2 * latent_size + context_features
+        # what new gates take away, log(1 / sigmoid(gate_bias)) each
+        self.log_gates = 0.0 if gate_bias is None else num_flows * math.log1p(math.exp(-gate_bias))
         forward = list(range(latent_size))
         self.flows = nn.ModuleList(
             InverseAutoregressive(
@@ -220,6 +224,7 @@ class IAFProposal(Proposal):
 
     def forward(self, params: Tensor) -> Flow:
         base, context = self.base(params)
+        base = DiagonalGaussian(base.loc * math.exp(self.log_gates), base.log_scale + self.log_gates)
         return Flow(base, [flow(context) for flow in self.flows])
 
 

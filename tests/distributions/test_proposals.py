@@ -58,6 +58,14 @@ def test_draws_have_the_density_of_the_distribution(name: str) -> None:
     assert not others.any()  # a draw depends on its own noise alone
 
 
+@pytest.mark.parametrize("name", ["coupling", "iaf", "iaf, no gate, one order", "autoregressive"])
+def test_a_new_flow_is_the_gaussian_of_the_encoder(name: str) -> None:
+    family = as_proposal(PROPOSALS[name], 3).double()
+    params, noise = torch.randn(6, family.num_params).double(), torch.randn(5, 6, 3).double()
+    want = DiagonalGaussian(params[:, :3], params[:, 3:6]).from_noise(noise)
+    torch.testing.assert_close(family(params).from_noise(noise), want)
+
+
 @pytest.mark.parametrize("name", PROPOSALS)
 @pytest.mark.parametrize("build", [VAE, PixelVAE])
 def test_every_proposal_trains_with_every_estimator_and_evaluates(name: str, build: Any) -> None:
