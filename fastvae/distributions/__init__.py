@@ -3,6 +3,7 @@
 from typing import Any
 
 from .autoregressive import Autoregressive
+from .autoregressive_gaussian import AutoregressiveGaussian
 from .bernoulli import Bernoulli, BernoulliLikelihood
 from .categorical import Categorical, CategoricalLikelihood
 from .chained import Chained
@@ -28,6 +29,7 @@ from .proposals import (
 
 __all__ = [
     "Autoregressive",
+    "AutoregressiveGaussian",
     "AutoregressivePrior",
     "AutoregressiveProposal",
     "Bernoulli",
