@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import absolute, add_device, check_new_file, check_seed
+from .options import EXACT, absolute, add_device, check_new_file, check_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ _DESCRIPTION = """\
 Log-likelihood of the test images under a trained model, in nats per image. For models with latent variables it is
 estimated with importance samples: the table shows the Monte-Carlo error (of the samples) apart from the data error (of
 the choice of images), the effective sample size and the k-hat diagnostic (below 0.7 the errors can be trusted). The
-log-likelihood of a PixelCNN is exact.
+log-likelihood of NADE and the PixelCNNs is exact.
 
 An evaluation that was interrupted goes on when the same command is given again. Several processes share the work under
 torchrun, and any number of them gives the same figures: on CUDA each has a device of its own; on the CPU torchrun gives
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             job = first_process_first(peers, lambda: _prepared(args, peers))
             if job.states is not None:
                 peers.advice = f"; {job.states} keeps what was done: the same command goes on from there"
-            figures = (_exact if job.options["model"] == "pixelcnn" else _estimated)(job, args, peers)
+            figures = (_exact if job.options["model"] in EXACT else _estimated)(job, args, peers)
         except OtherProcessFailed:
             return 0  # that one tells what went wrong
         except KeyboardInterrupt as interrupt:
@@ -124,14 +124,16 @@ def _prepared(args: argparse.Namespace, peers: "Peers") -> _Job:
             check_new_file(path, f"--{name}")
     device = device_of(peers, args.device)
     model, options = read_checkpoint(args.checkpoint, device, args.weights)
-    if options["model"] == "pixelcnn" and (args.plot, args.resume) != (None, None):
-        raise ValueError("--plot and --resume are of importance samples; the log-likelihood of a PixelCNN is exact")
+    if options["model"] in EXACT and (args.plot, args.resume) != (None, None):
+        raise ValueError(
+            f"--plot and --resume are of importance samples; the log-likelihood of a {type(model).__name__} is exact"
+        )
     if args.data is not None:
         options = options | {"data": absolute(args.data)}
     problem = Problem.from_options(options)
     problem.check_fits(model, args.checkpoint)
     images = problem.frozen(args.split)[: args.limit].to(device)
-    states = None if options["model"] == "pixelcnn" else _states(args, model, images)
+    states = None if options["model"] in EXACT else _states(args, model, images)
     return _Job(problem, model, options, images, states)
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastvae import checkpoint
 
 __all__ = [
+    "EXACT",
     "MODELS",
     "TRAINING",
     "Option",
@@ -22,13 +23,22 @@ __all__ = [
     "with_defaults",
 ]
 
-MODELS = ("vae", "iwae", "pixelcnn", "pixelvae")
-_LATENT = ("vae", "iwae", "pixelvae")
-_PIXEL = ("pixelcnn", "pixelvae")
+EXACT = ("nade", "pixelcnn", "gated-pixelcnn")  # models whose log p(x) is known
+_FLAT = ("vae", "iwae")  # pixels are independent given z
+_PIXELVAE = ("pixelvae", "gated-pixelvae")
+_LATENT = (*_FLAT, *_PIXELVAE)
+_PIXEL = ("pixelcnn", "pixelvae", "gated-pixelcnn", "gated-pixelvae")
+MODELS = (*_FLAT, *_PIXELVAE, *EXACT)
+_FLOW_PRIOR = ("prior", ("autoregressive",))
+_NET_PROPOSAL = ("proposal", ("coupling", "iaf", "autoregressive"))
 
 
 class Option:
-    """One option of ``train``; its default is filled in late, so that a given value can be told from it."""
+    """One option of ``train``; its default is filled in late, so that a given value can be told from it.
+
+    ``models`` tells which models have it, ``only`` which values of another option it needs besides. A default that is
+    a dict goes by the model, or by the value of that other option; 1 where the dict has none.
+    """
 
     def __init__(
         self,
@@ -36,19 +46,36 @@ class Option:
         help: str,
         *,
         models: tuple[str, ...] = MODELS,
+        only: tuple[str, tuple[Any, ...]] | None = None,
         odd: bool = False,
         below: int | None = None,
         most: float = math.inf,
+        check: Callable[[Any], str | None] | None = None,
         **settings: Any,
     ) -> None:
-        self.default, self.help, self.models, self.settings = default, help, models, settings
+        self.default, self.help, self.models, self.only, self.settings = default, help, models, only, settings
         self.odd, self.below = odd, below  # whole numbers; ``below``: from 0 on, else from 1 on
         self.most = most  # of other numbers
+        self.check = check  # instead of all that: what is wrong with a value, or None
+
+    def applies(self, options: Mapping[str, Any]) -> bool:
+        """Whether a run with these options has this one."""
+        if options.get("model") not in self.models:
+            return False
+        return self.only is None or options.get(self.only[0]) in self.only[1]
+
+    def default_in(self, options: Mapping[str, Any]) -> Any:
+        """The default of a run with these options."""
+        if not isinstance(self.default, dict):
+            return self.default
+        return self.default.get(options["model" if self.only is None else self.only[0]], 1)
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value, or None."""
         if value is None and self.default is None:
             return None
+        if self.check is not None:
+            return self.check(value)
         if "nargs" in self.settings:
             whole = isinstance(value, list) and value and all(_whole(v) and v >= 1 for v in value)
             return None if whole else "must be integers of at least 1"
@@ -73,6 +100,14 @@ class Option:
         return "must be odd" if self.odd and value % 2 == 0 else None
 
 
+def _scale_problem(value: Any) -> str | None:
+    try:
+        right = value in ("auto", "shared", "pixel") or 0 < float(value) < math.inf
+    except (TypeError, ValueError):
+        right = False
+    return None if right else "must be auto, shared, pixel or a positive number"
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -80,8 +115,9 @@ def _whole(value: Any) -> bool:
 TRAINING: Mapping[str, Option] = {
     "model": Option(
         "vae",
-        "vae: ELBO; iwae: the same net with the importance-weighted bound; pixelcnn: autoregressive, exact likelihood; "
-        "pixelvae: a VAE with a PixelCNN decoder",
+        "vae: ELBO; iwae: the same net with the importance-weighted bound; pixelvae, gated-pixelvae: a VAE with a "
+        "(gated) PixelCNN decoder; nade, pixelcnn, gated-pixelcnn: autoregressive, exact likelihood; nade for binary "
+        "data, gated-pixelcnn without the blind spot of pixelcnn",
         choices=MODELS,
     ),
     "data": Option(
@@ -102,8 +138,79 @@ TRAINING: Mapping[str, Option] = {
         "dequantises the levels to (0, 1); logistic_mixture: ten discretised logistics, images of 1 or 3 channels",
         choices=("auto", "bernoulli", "categorical", "gaussian", "logistic_mixture"),
     ),
-    "latent_size": Option(32, "size of z", models=_LATENT, type=int, metavar="D"),
+    "scale": Option(
+        "auto",
+        "standard deviation of a pixel: shared, one number to learn; pixel, one for each from the net; or a number, "
+        "fixed, in units of (0, 1); auto: pixel where pixels are given those before, else shared",
+        only=("likelihood", ("gaussian",)),
+        check=_scale_problem,
+        metavar="S",
+    ),
+    "stochastic_layers": Option("1", "1, or 2 as in the IWAE paper's second table", models=_FLAT, choices=("1", "2")),
+    "latent_size": Option(32, "size of z, of the layer next to the image", models=_LATENT, type=int, metavar="D"),
     "hidden": Option([200, 200], "hidden layers of the encoder", models=_LATENT, type=int, nargs="+", metavar="H"),
+    "upper_latent_size": Option(
+        16, "size of the second layer of z", models=_FLAT, only=("stochastic_layers", ("2",)), type=int, metavar="D"
+    ),
+    "upper_hidden": Option(
+        [100, 100],
+        "hidden layers between both layers of z",
+        models=_FLAT,
+        only=("stochastic_layers", ("2",)),
+        type=int,
+        nargs="+",
+        metavar="H",
+    ),
+    "prior": Option(
+        "normal",
+        "r(z): normal; mixture of Gaussians; vamp, a mixture of the proposals of learned pseudo-inputs; autoregressive,"
+        " a masked autoregressive flow; other than normal with one stochastic layer",
+        models=_LATENT,
+        choices=("normal", "mixture", "vamp", "autoregressive"),
+    ),
+    "prior_components": Option(
+        500, "of the mixture", models=_LATENT, only=("prior", ("mixture", "vamp")), type=int, metavar="K"
+    ),
+    "prior_flows": Option(2, "layers of the flow", models=_LATENT, only=_FLOW_PRIOR, type=int, metavar="L"),
+    "prior_hidden": Option(
+        [128, 128], "hidden layers of each", models=_LATENT, only=_FLOW_PRIOR, type=int, nargs="+", metavar="H"
+    ),
+    "proposal": Option(
+        "diagonal",
+        "q(z|x): diagonal or full Gaussian; planar flow; affine coupling flow; iaf, an inverse autoregressive flow with"
+        " a context; autoregressive, Gaussians one after the other; other than diagonal with one stochastic layer",
+        models=_LATENT,
+        choices=("diagonal", "full", "planar", "coupling", "iaf", "autoregressive"),
+    ),
+    "num_flows": Option(
+        {"planar": 10, "coupling": 4, "iaf": 2},
+        "steps of the flow",
+        models=_LATENT,
+        only=("proposal", ("planar", "coupling", "iaf")),
+        type=int,
+        metavar="L",
+    ),
+    "flow_hidden": Option(
+        [128, 128], "hidden layers of each", models=_LATENT, only=_NET_PROPOSAL, type=int, nargs="+", metavar="H"
+    ),
+    "context_size": Option(
+        32, "what the encoder tells them", models=_LATENT, only=_NET_PROPOSAL, type=int, metavar="C"
+    ),
+    "hidden_units": Option(500, "hidden units", models=("nade",), type=int, metavar="H"),
+    "order": Option(
+        "raster",
+        "in which pixels are generated; raster with one order runs on the fastest convolutions",
+        models=("nade", "pixelcnn"),
+        choices=("raster", "s_curve", "hilbert", "random"),
+    ),
+    "num_orders": Option(
+        1,
+        "an ensemble of so many orders (flips and transposes, at most 8; or random ones) with one set of weights: "
+        "trained on one order at a time, evaluated as the mean of their probabilities",
+        models=("nade", "pixelcnn"),
+        type=int,
+        metavar="N",
+    ),
     "channels": Option(32, "width of the masked stack", models=_PIXEL, type=int, metavar="C"),
     "num_blocks": Option(4, "masked residual blocks", models=_PIXEL, type=int, metavar="B"),
     "first_kernel_size": Option(7, "first (mask A) kernel, odd", models=_PIXEL, odd=True, type=int, metavar="K"),
@@ -155,8 +262,10 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         if isinstance(shown, list):
             shown = " ".join(map(str, shown))
         elif isinstance(shown, dict):
-            shown = "1" + "".join(f"; {value} for {model}" for model, value in shown.items())
+            shown = "; ".join(f"{value} for {key}" for key, value in shown.items())
+            shown = shown if option.only else f"1; {shown}"
         only = "" if option.models == MODELS else f"{', '.join(option.models)}: "
+        only += f"{_needs(option)}: " if option.only else ""
         told = "" if shown is None else f" (default: {shown})"
         parser.add_argument(f"--{name.replace('_', '-')}", help=f"{only}{option.help}{told}", **option.settings)
 
@@ -174,18 +283,25 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if an option was given that the model does not have, or a value that makes no sense.
     """
-    model = given.get("model") or TRAINING["model"].default
     options: dict[str, Any] = {}
     for name, option in TRAINING.items():
         value = given.get(name)
-        if model not in option.models:
-            if value is not None:
-                raise ValueError(f"{_flag(name)} does not apply to {model}, only to {', '.join(option.models)}")
-            continue
-        default = option.default.get(model, 1) if isinstance(option.default, dict) else option.default
-        options[name] = default if value is None else value
+        if name == "model":
+            options[name] = option.default if value is None else value
+        elif option.applies(options):
+            options[name] = option.default_in(options) if value is None else value
+        elif value is not None:
+            model = options["model"]
+            raise ValueError(
+                f"{_flag(name)} applies {_needs(option)} only"
+                if model in option.models
+                else f"{_flag(name)} does not apply to {model}, only to {', '.join(option.models)}"
+            )
     for name, value in options.items():
         _check(name, value)
+    for name in ("prior", "proposal"):
+        if options.get("stochastic_layers") == "2" and options[name] != TRAINING[name].default:
+            raise ValueError(f"{_flag(name)} {options[name]} needs --stochastic-layers 1")
     options["data"] = absolute(options["data"])
     return options
 
@@ -201,7 +317,7 @@ def stored_options(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder} was not made by 'fastvae train': its config.json has no training options")
     if options.get("model") not in MODELS:
         raise ValueError(f"{folder}/config.json is damaged: its training options name no model")
-    needed = [name for name, option in TRAINING.items() if options["model"] in option.models]
+    needed = [name for name, option in TRAINING.items() if option.applies(options)]
     if lacking := [name for name in needed if name not in options]:
         raise ValueError(f"{folder}/config.json is damaged: its training options lack {', '.join(lacking)}")
     for name in needed:
@@ -255,6 +371,12 @@ def check_new_file(name: str, option: str = "--out") -> None:
 def _check(name: str, value: Any) -> None:
     if problem := TRAINING[name].problem(value):
         raise ValueError(f"{_flag(name)} {problem}, got {value!r}")
+
+
+def _needs(option: Option) -> str:
+    assert option.only is not None
+    name, values = option.only
+    return f"with {_flag(name)} {' or '.join(map(str, values))}"
 
 
 def _flag(name: str) -> str:

@@ -13,12 +13,21 @@ import fastvae.data
 from fastvae import checkpoint, models, objectives
 from fastvae.data import Data, dequantize, frozen_noise
 
-from .options import stored_options
+from .options import EXACT, stored_options
 
 __all__ = ["CLASSES", "Problem", "bound", "build_model", "check_finite", "device_named", "read_checkpoint"]
 
-CLASSES = {"VAE": models.VAE, "PixelCNN": models.PixelCNN, "PixelVAE": models.PixelVAE}
-_CLASS_OF = {"vae": "VAE", "iwae": "VAE", "pixelcnn": "PixelCNN", "pixelvae": "PixelVAE"}
+_BASES = ("LatentVariableModel", "OrderEnsemble")
+CLASSES = {name: getattr(models, name) for name in models.__all__ if name not in _BASES}
+_CLASS_OF = {
+    "vae": "VAE",
+    "iwae": "VAE",
+    "pixelvae": "PixelVAE",
+    "gated-pixelvae": "PixelVAE",
+    "nade": "NADE",
+    "pixelcnn": "PixelCNN",
+    "gated-pixelcnn": "GatedPixelCNN",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Problem:
 
     data: Data
     likelihood: str
+    scale: str = "auto"  # of a gaussian
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "Problem":
@@ -41,14 +51,17 @@ class Problem:
                 f"--likelihood bernoulli needs binary data, {data.name} has {data.num_levels} levels: add --binarize "
                 "sample (or threshold), or choose categorical, gaussian or logistic_mixture"
             )
-        return cls(data, likelihood)
+        return cls(data, likelihood, options.get("scale", "auto"))
 
     def family(self, model: str) -> dict[str, Any]:
         """The likelihood as the constructors of models take it."""
         if self.likelihood in ("categorical", "logistic_mixture"):
             return {"name": self.likelihood, "num_levels": self.data.num_levels}
-        if self.likelihood == "gaussian":  # given the pixels before, some pixels are far more certain than others
-            return {"name": "gaussian", "scale": "pixel" if model.startswith("pixel") else "shared"}
+        if self.likelihood == "gaussian":
+            # given the pixels before, some pixels are far more certain than others
+            auto = "pixel" if "pixel" in model else "shared"
+            named = {"auto": auto, "shared": "shared", "pixel": "pixel"}
+            return {"name": "gaussian", "scale": named.get(self.scale) or float(self.scale)}
         return {"name": self.likelihood}
 
     def fresh(self, levels: Tensor) -> Tensor:
@@ -85,26 +98,66 @@ class Problem:
 
 
 def build_model(options: Mapping[str, Any], problem: Problem) -> nn.Module:
-    """A new model, initialised from ``options["seed"]``."""
+    """A new model, initialised from ``options["seed"]``, at the marginals of the training images where it can be."""
     torch.manual_seed(options["seed"])
-    shape, family = problem.data.event_shape, problem.family(options["model"])
-    stack = {
-        key: options[key] for key in ("channels", "num_blocks", "first_kernel_size", "kernel_size") if key in options
-    }
-    if options["model"] == "pixelcnn":
-        return models.PixelCNN(shape, family, **stack)
-    latent = {"latent_size": options["latent_size"], "hidden_sizes": options["hidden"]}
-    if options["model"] == "pixelvae":
-        return models.PixelVAE(shape, family, **latent, **stack)
-    model = models.VAE(shape, family, **latent)
-    model.start_at_marginals(problem.fresh(problem.data.train[:10_000]))  # enough for marginals
+    if options["model"] == "nade" and problem.likelihood != "bernoulli":
+        raise ValueError(
+            f"--model nade is for binary data, got {problem.data.num_levels} levels: add --binarize sample (or "
+            "threshold)"
+        )
+    model = CLASSES[_class_of(options)](problem.data.event_shape, problem.family(options["model"]), **_sizes(options))
+    if hasattr(model, "start_at_marginals"):
+        model.start_at_marginals(problem.fresh(problem.data.train[:10_000]))  # enough for marginals
     return model
 
 
+def _class_of(options: Mapping[str, Any]) -> str:
+    """The name of the model's class."""
+    if options.get("stochastic_layers") == "2":
+        return "HierarchicalVAE"
+    if options["model"] == "pixelcnn" and (options["order"], options["num_orders"]) != ("raster", 1):
+        return "OrderedPixelCNN"
+    return _CLASS_OF[options["model"]]
+
+
+def _sizes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The other arguments of the model's class."""
+    if options["model"] == "nade":
+        return {"hidden_features": options["hidden_units"]} | {key: options[key] for key in ("order", "num_orders")}
+    if options.get("stochastic_layers") == "2":
+        return {
+            "latent_sizes": (options["latent_size"], options["upper_latent_size"]),
+            "hidden_sizes": (options["hidden"], options["upper_hidden"]),
+        }
+    names = ["channels", "num_blocks", "first_kernel_size", "kernel_size"]
+    if _class_of(options) == "OrderedPixelCNN":
+        names += ["order", "num_orders"]
+    sizes = {name: options[name] for name in names if name in options}
+    if "latent_size" in options:
+        sizes |= {"latent_size": options["latent_size"], "hidden_sizes": options["hidden"]}
+        sizes |= {"prior": _prior(options), "proposal": _proposal(options)}
+    if options["model"] == "gated-pixelvae":
+        sizes["gated"] = True
+    return sizes
+
+
+def _prior(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the prior."""
+    names = {"prior_components": "num_components", "prior_flows": "num_flows", "prior_hidden": "hidden_features"}
+    return {"name": options["prior"]} | {names[key]: options[key] for key in names if key in options}
+
+
+def _proposal(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the proposal."""
+    names = {"num_flows": "num_flows", "flow_hidden": "hidden_features", "context_size": "context_features"}
+    return {"name": options["proposal"]} | {names[key]: options[key] for key in names if key in options}
+
+
 def bound(options: Mapping[str, Any], model: Any, x: Tensor) -> Tensor:
-    """What training maximises, (N,) nats: the exact log p of a PixelCNN, the IWAE bound, or the ELBO."""
-    if options["model"] == "pixelcnn":
-        return model.log_prob(x)
+    """What training maximises, (N,) nats: the exact log p of an autoregressive model (with several orders that of one
+    of them), the IWAE bound, or the ELBO."""
+    if options["model"] in EXACT:
+        return model.bound(x) if isinstance(model, models.OrderEnsemble) else model.log_prob(x)
     shared = {
         "num_samples": options["num_samples"],
         "max_bytes": None if options["max_mib"] is None else options["max_mib"] * 2**20,
@@ -123,7 +176,7 @@ def read_checkpoint(folder: str | Path, device: torch.device, weights: Literal["
     """
     options = stored_options(folder)
     model = checkpoint.load_model(folder, CLASSES, weights=weights, device=device)
-    if type(model) is not CLASSES[_CLASS_OF[options["model"]]]:
+    if type(model) is not CLASSES[_class_of(options)]:
         raise ValueError(
             f"{folder}/config.json is damaged: its model is a {type(model).__name__}, its options are of "
             f"{options['model']}"

@@ -10,8 +10,8 @@ __all__ = ["add_arguments", "run"]
 
 _DESCRIPTION = """\
 Draw images from a trained model and write them as a PNG. They are samples, not decoder means: of the prior and then of
-the likelihood for a VAE, pixel after pixel for models with a PixelCNN, by the compiled sampler (exact, in far fewer
-serial steps than pixels)."""
+the likelihood for a VAE; pixel after pixel for models with a PixelCNN, by the compiled sampler (exact, in far fewer
+serial steps than pixels); by one scan over the pixels for NADE and for a PixelCNN in another order."""
 _EPILOG = """\
 examples:
   python -m fastvae sample runs/vae --out samples.png
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw and write; the exit code."""
     from fastvae import figures
+    from fastvae.models import OrderEnsemble
 
     from .problem import check_finite, device_named, read_checkpoint
 
@@ -49,12 +50,13 @@ def run(args: argparse.Namespace) -> int:
     check_new_file(args.out)
     device = device_named(args.device)
     model, options = read_checkpoint(args.checkpoint, device, args.weights)
-    if options["model"] in ("vae", "iwae"):
+    if isinstance(model, OrderEnsemble) or options["model"] in ("vae", "iwae"):
         if args.verify:
             raise ValueError(
-                f"--verify is for models with a PixelCNN; the pixels of a {options['model']} are drawn at once"
+                f"--verify is for models with a PixelCNN in raster order; a {type(model).__name__} has no certificate"
             )
-        samples = _at_once(model, args.num, args.seed)
+        scans = isinstance(model, OrderEnsemble)
+        samples = model.sample(args.num, seed=args.seed) if scans else _at_once(model, args.num, args.seed)
     else:
         samples = _pixel_by_pixel(model, args)
     check_finite(samples, "the sample", args.checkpoint)

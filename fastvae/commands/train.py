@@ -17,6 +17,8 @@ examples:
   python -m fastvae train --out runs/vae
   python -m fastvae train --model iwae --num-samples 50 --data mnist.npz --binarize sample --out runs/iwae
   python -m fastvae train --model iwae --num-samples 5000 --estimator dreg --max-mib 64 --out runs/dreg
+  python -m fastvae train --model vae --prior vamp --proposal iaf --binarize sample --out runs/vamp
+  python -m fastvae train --model nade --order random --num-orders 8 --binarize sample --out runs/nade
   python -m fastvae train --model pixelcnn --data digits --likelihood categorical --out runs/pixelcnn
   python -m fastvae train --resume --out runs/pixelcnn --epochs 200"""
 

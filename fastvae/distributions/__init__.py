@@ -6,22 +6,46 @@ from .autoregressive import Autoregressive
 from .autoregressive_gaussian import AutoregressiveGaussian
 from .bernoulli import Bernoulli, BernoulliLikelihood
 from .categorical import Categorical, CategoricalLikelihood
+from .chained import Chained
 from .diagonal_gaussian import DiagonalGaussian
+from .flows import Flow
+from .full_gaussian import FullGaussian
 from .gaussian import Gaussian, GaussianLikelihood
 from .likelihood import ImageDistribution, Likelihood, checked_data
 from .linear_heads import LinearBernoulli, LinearCategorical, LinearGaussian, likelihood_of_linear
 from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
+from .mixture import Mixture
+from .priors import AutoregressivePrior, MixturePrior, Prior, StandardNormal, VampPrior, as_prior
+from .proposals import (
+    AutoregressiveProposal,
+    CouplingProposal,
+    DiagonalProposal,
+    FullProposal,
+    IAFProposal,
+    PlanarProposal,
+    Proposal,
+    as_proposal,
+)
 
 __all__ = [
     "Autoregressive",
     "AutoregressiveGaussian",
+    "AutoregressivePrior",
+    "AutoregressiveProposal",
     "Bernoulli",
     "BernoulliLikelihood",
     "Categorical",
     "CategoricalLikelihood",
+    "Chained",
+    "CouplingProposal",
     "DiagonalGaussian",
+    "DiagonalProposal",
+    "Flow",
+    "FullGaussian",
+    "FullProposal",
     "Gaussian",
     "GaussianLikelihood",
+    "IAFProposal",
     "ImageDistribution",
     "Likelihood",
     "LinearBernoulli",
@@ -29,7 +53,16 @@ __all__ = [
     "LinearGaussian",
     "LogisticMixture",
     "LogisticMixtureLikelihood",
+    "Mixture",
+    "MixturePrior",
+    "PlanarProposal",
+    "Prior",
+    "Proposal",
+    "StandardNormal",
+    "VampPrior",
     "as_likelihood",
+    "as_prior",
+    "as_proposal",
     "checked_data",
     "likelihood",
     "likelihood_of_linear",

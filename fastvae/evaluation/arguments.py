@@ -11,6 +11,7 @@ from .conditioned import with_condition
 
 __all__ = [
     "MOST_IDS",
+    "Joint",
     "callables",
     "check_device",
     "check_numbers",
@@ -51,9 +52,17 @@ def callables(
             f"model must have the methods proposal(x), prior() and likelihood(z); {type(model).__name__} lacks "
             f"{', '.join(missing)}. Other models fit through proposal= and log_joint="
         )
-    prior = model.prior()
-    likelihood = likelihood_of(model)
-    return model.proposal, lambda x, z: likelihood(x, z) + prior.log_prob(z)
+    return model.proposal, Joint(model)
+
+
+class Joint:
+    """log p(x, z) of a model as a function of x (n, ...) and z (k, n, ...); its prior is made once."""
+
+    def __init__(self, model: Any) -> None:
+        self.prior, self.likelihood = model.prior(), likelihood_of(model)
+
+    def __call__(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.likelihood(x, z) + self.prior.log_prob(z)
 
 
 def likelihood_of(model: Any) -> Callable[[Tensor, Tensor], Tensor]:

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from fastvae.distributions import DiagonalGaussian
+from fastvae.distributions import StandardNormal, VampPrior
 
 __all__ = ["LatentVariableModel"]
 
@@ -19,13 +18,15 @@ class LatentVariableModel(nn.Module):
     Args:
         encoder: ``encoder(x)`` -> the proposal, a Distribution with batch (N,) and event (d,).
         decoder: ``decoder(z)`` for z (..., d) -> the likelihood, a Distribution with batch (...) and the event of x.
-        prior: a Distribution with event (d,), or a callable that makes one; or an int d for the standard normal.
+        prior: a Distribution with event (d,), or a callable that makes one: a module with parameters to learn, such as
+            those of :mod:`fastvae.distributions.priors` or a flow of zuko; or an int d for the standard normal.
 
     Raises:
         TypeError: if ``encoder`` or ``decoder`` cannot be called or ``prior`` is none of the above.
 
     Example:
-        >>> from fastvae.distributions import Bernoulli
+        >>> import torch
+        >>> from fastvae.distributions import Bernoulli, DiagonalGaussian
         >>> model = LatentVariableModel(
         ...     encoder=lambda x: DiagonalGaussian(x.flatten(1)[:, :2], torch.zeros(2)),
         ...     decoder=lambda z: Bernoulli(z.sum(-1)[..., None, None, None].expand(*z.shape[:-1], 1, 2, 2)),
@@ -48,10 +49,7 @@ class LatentVariableModel(nn.Module):
         if not isinstance(prior, int | Distribution) and not callable(prior):
             raise TypeError(f"prior must be a Distribution, a callable or a size, got {type(prior).__name__}")
         self.encoder, self.decoder = encoder, decoder
-        if isinstance(prior, int):
-            self.register_buffer("_prior_zeros", torch.zeros(prior), persistent=False)  # follows .to(device)
-        else:
-            self._prior = prior
+        self._prior = StandardNormal(prior) if isinstance(prior, int) else prior
 
     def proposal(self, x: Tensor) -> Distribution:
         """q(z | x): batch (N,), event (d,)."""
@@ -59,9 +57,8 @@ class LatentVariableModel(nn.Module):
 
     def prior(self) -> Distribution:
         """r(z): event (d,)."""
-        if "_prior_zeros" in self._buffers:
-            zeros = self.get_buffer("_prior_zeros")
-            return DiagonalGaussian(zeros, zeros)
+        if isinstance(self._prior, VampPrior):
+            return self._prior(self.proposal)
         return self._prior if isinstance(self._prior, Distribution) else self._prior()
 
     def likelihood(self, z: Tensor) -> Distribution:

@@ -1,23 +1,27 @@
-"""Small parts the models share: fully connected nets, the Gaussian encoder, checks of sizes."""
+"""Small parts the models share: fully connected nets, the encoder, checks of sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
-from fastvae.distributions import DiagonalGaussian, Likelihood
+from fastvae.distributions import Likelihood, Prior, Proposal, as_prior, as_proposal
 
 __all__ = [
     "MLP",
-    "GaussianEncoder",
+    "Encoder",
     "check_event_shape",
     "check_hidden_sizes",
     "check_images",
     "check_latent",
     "check_positive",
+    "config_of",
     "image_size",
+    "make_encoder",
+    "make_prior",
     "mlp",
 ]
 
@@ -44,29 +48,68 @@ def mlp(sizes: Sequence[int], activation: str) -> MLP:
     return MLP(*layers[:-1])
 
 
-class GaussianEncoder(nn.Module):
-    """Images (N, C, H, W) -> a diagonal Gaussian over z, batch (N,), event (d,).
+class Encoder(nn.Module):
+    """Images (N, C, H, W) -> a proposal over z, batch (N,), event (d,).
 
-    The mean and the log-scale come from one last layer, so a proposal costs one pass.
+    All its parameters come from one last layer, so a proposal costs one pass.
     """
 
     def __init__(
         self,
-        family: Likelihood,
+        likelihood: Likelihood,
         event_shape: tuple[int, int, int],
         hidden_sizes: Sequence[int],
-        latent_size: int,
+        proposal: Proposal,
         activation: str,
     ) -> None:
         super().__init__()
-        self.scale = family.scale  # a bound method: the family's parameters belong to the decoder
+        self.scale = likelihood.scale  # a bound method: the family's parameters belong to the decoder
         self.event_shape = event_shape
-        self.net = mlp([image_size(event_shape), *hidden_sizes, 2 * latent_size], activation)
+        self.net = mlp([image_size(event_shape), *hidden_sizes, proposal.num_params], activation)
+        self.proposal = proposal
 
-    def forward(self, x: Tensor) -> DiagonalGaussian:
+    def forward(self, x: Tensor) -> Distribution:
         x = check_images(x, self.event_shape, cast(nn.Linear, self.net[0]).weight)
-        loc, log_scale = self.net(self.scale(x).flatten(1)).chunk(2, dim=-1)
-        return DiagonalGaussian(loc, log_scale)
+        return self.proposal(self.net(self.scale(x).flatten(1)))
+
+
+def make_encoder(
+    proposal: Any,
+    likelihood: Likelihood,
+    event_shape: tuple[int, int, int],
+    hidden_sizes: Sequence[int],
+    latent_size: int,
+    activation: str,
+) -> Callable[[Tensor], Distribution]:
+    """The proposal as it is if it is an encoder of the caller's own, else an :class:`Encoder` of that family."""
+    if callable(proposal) and not isinstance(proposal, Proposal):
+        return proposal
+    return Encoder(likelihood, event_shape, hidden_sizes, as_proposal(proposal, latent_size), activation)
+
+
+def make_prior(
+    prior: Any, likelihood: Likelihood, event_shape: tuple[int, int, int], latent_size: int
+) -> Distribution | Callable[[], Distribution]:
+    """The prior as it is if it is a distribution or makes one, else the family of that name."""
+    if isinstance(prior, Distribution) or (callable(prior) and not isinstance(prior, Prior)):
+        return prior
+    top = 1.0 if likelihood.num_levels is None else likelihood.num_levels - 1.0
+    return as_prior(prior, latent_size, event_shape, top)
+
+
+def config_of(name: str, part: Any) -> dict[str, Any]:
+    """The config of one of our priors or proposals.
+
+    Raises:
+        TypeError: for one that JSON cannot describe.
+    """
+    family = part.proposal if isinstance(part, Encoder) else part
+    if not isinstance(family, Prior | Proposal):
+        raise TypeError(
+            f"{name} is a {type(part).__name__}, which config() cannot describe: build the model from a name or a "
+            "config, or keep its state_dict yourself"
+        )
+    return family.config()
 
 
 def check_images(x: Tensor, event_shape: tuple[int, int, int], weight: Tensor) -> Tensor:

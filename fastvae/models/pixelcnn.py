@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastvae.distributions import Autoregressive, Likelihood, as_likelihood
+from fastvae.distributions import Likelihood
 from fastvae.nn import MaskedConv2d
 
-from .parts import check_event_shape, check_images, check_positive
+from .causal_net import CausalNet
 
 __all__ = ["PixelCNN"]
 
@@ -29,7 +29,7 @@ class MaskedResidualBlock(nn.Module):
         return h + self.mix(update.relu())
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(CausalNet):
     """Masked residual stack of van den Oord, Kalchbrenner and Kavukcuoglu (2016): A once, then B, then 1x1 layers.
 
     Channels of one pixel are independent given the earlier pixels. A condition enters every layer by an unmasked path,
@@ -64,25 +64,9 @@ class PixelCNN(nn.Module):
         kernel_size: int = 3,
         condition_channels: int = 0,
     ) -> None:
-        super().__init__()
-        self.event_shape = check_event_shape(event_shape)
-        check_positive(channels=channels, num_blocks=num_blocks)
-        for name, size in (("first_kernel_size", first_kernel_size), ("kernel_size", kernel_size)):
-            check_positive(**{name: size})
-            if size % 2 == 0:
-                raise ValueError(f"{name} must be odd, got {size}: an even kernel has no centre")
-        if condition_channels < 0:
-            raise ValueError(f"condition_channels must not be negative, got {condition_channels}")
-        self.family = as_likelihood(likelihood)
-        self.options = {
-            "channels": channels,
-            "num_blocks": num_blocks,
-            "first_kernel_size": first_kernel_size,
-            "kernel_size": kernel_size,
-            "condition_channels": condition_channels,
-        }
-        maps = (condition_channels, *self.event_shape[1:])
-        self.condition_shape = maps if condition_channels else None  # of one image, for the sampler
+        super().__init__(
+            event_shape, likelihood, channels, num_blocks, first_kernel_size, kernel_size, condition_channels
+        )
         values = self.event_shape[0]
         padding = first_kernel_size // 2
         self.first = MaskedConv2d(values, channels, first_kernel_size, padding=padding, mask="A")
@@ -109,30 +93,3 @@ class PixelCNN(nn.Module):
         for block in self.blocks:
             h = block(h, condition)
         return self.last(self.hidden(h.relu()).relu())
-
-    def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """log p(x | condition) in nats, exact: ``x`` (N, C, H, W) -> (N,)."""
-        x, condition = self._check(x, condition)
-        return Autoregressive(self, self.family, condition, self.event_shape).log_prob(x)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON."""
-        return {"event_shape": list(self.event_shape), "likelihood": self.family.config(), **self.options}
-
-    def _check(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x = check_images(x, self.event_shape, self.last.weight)
-        size = self.options["condition_channels"]
-        if (condition is None) != (size == 0):
-            got = "none" if condition is None else f"one of shape {tuple(condition.shape)}"
-            raise ValueError(
-                f"this net takes {f'a condition with {size} channels' if size else 'no condition'}, got {got}"
-            )
-        if condition is None:
-            return x, None
-        if condition.ndim == 2:
-            condition = condition[:, :, None, None]
-        maps = ((1, 1), self.event_shape[1:])
-        if condition.ndim != 4 or condition.shape[:2] != (x.shape[0], size) or tuple(condition.shape[2:]) not in maps:
-            expected = f"({x.shape[0]}, {size}), ({x.shape[0]}, {size}, 1, 1) or ({x.shape[0]}, {size}, *{maps[1]})"
-            raise ValueError(f"condition must have shape {expected}, got {tuple(condition.shape)}")
-        return x, condition

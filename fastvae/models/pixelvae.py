@@ -7,8 +7,18 @@ from torch import Tensor, nn
 
 from fastvae.distributions import Autoregressive, Likelihood, as_likelihood
 
+from .gated_pixelcnn import GatedPixelCNN
 from .latent_variable_model import LatentVariableModel
-from .parts import GaussianEncoder, check_event_shape, check_hidden_sizes, check_latent, check_positive, mlp
+from .parts import (
+    check_event_shape,
+    check_hidden_sizes,
+    check_latent,
+    check_positive,
+    config_of,
+    make_encoder,
+    make_prior,
+    mlp,
+)
 from .pixelcnn import PixelCNN
 
 __all__ = ["PixelVAE"]
@@ -17,7 +27,7 @@ __all__ = ["PixelVAE"]
 class PixelDecoder(nn.Module):
     """z (..., d) -> p(x | z): maps (F, H, W) from z by an unmasked net, then the PixelCNN conditioned on them."""
 
-    def __init__(self, to_maps: nn.Sequential, pixelcnn: PixelCNN) -> None:
+    def __init__(self, to_maps: nn.Sequential, pixelcnn: PixelCNN | GatedPixelCNN) -> None:
         super().__init__()
         self.to_maps, self.pixelcnn = to_maps, pixelcnn
 
@@ -48,6 +58,8 @@ class PixelVAE(LatentVariableModel):
         channels, num_blocks, first_kernel_size, kernel_size: of the :class:`PixelCNN`. A small field of view leaves
             the global structure to z.
         activation: of the fully connected nets.
+        gated: whether the decoder is a :class:`GatedPixelCNN`, which has no blind spot.
+        prior, proposal: as for :class:`VAE`.
 
     Raises:
         ValueError: for a shape, a size or a name that makes no sense.
@@ -73,20 +85,24 @@ class PixelVAE(LatentVariableModel):
         first_kernel_size: int = 5,
         kernel_size: int = 3,
         activation: str = "elu",
+        gated: bool = False,
+        prior: Any = "normal",
+        proposal: Any = "diagonal",
     ) -> None:
         shape = check_event_shape(event_shape)
         check_positive(latent_size=latent_size, map_channels=map_channels)
         hidden_sizes = check_hidden_sizes(hidden_sizes)
         family = as_likelihood(likelihood)
-        pixelcnn = PixelCNN(shape, family, channels, num_blocks, first_kernel_size, kernel_size, map_channels)
+        stack = GatedPixelCNN if gated else PixelCNN
+        pixelcnn = stack(shape, family, channels, num_blocks, first_kernel_size, kernel_size, map_channels)
         maps = mlp([latent_size, *reversed(hidden_sizes), map_channels * shape[1] * shape[2]], activation)
         super().__init__(
-            GaussianEncoder(family, shape, hidden_sizes, latent_size, activation),
+            make_encoder(proposal, family, shape, hidden_sizes, latent_size, activation),
             PixelDecoder(maps, pixelcnn),
-            prior=latent_size,
+            prior=make_prior(prior, family, shape, latent_size),
         )
         self.event_shape, self.latent_size, self.condition_shape = shape, latent_size, (latent_size,)
-        self.hidden_sizes, self.activation = hidden_sizes, activation
+        self.hidden_sizes, self.activation, self.gated = hidden_sizes, activation, gated
 
     @property
     def family(self) -> Likelihood:
@@ -110,4 +126,7 @@ class PixelVAE(LatentVariableModel):
             "map_channels": stack.pop("condition_channels"),
             **stack,
             "activation": self.activation,
+            "gated": self.gated,
+            "prior": config_of("prior", self._prior),
+            "proposal": config_of("proposal", self.encoder),
         }

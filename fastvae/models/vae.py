@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from fastvae.distributions import ImageDistribution, Likelihood, as_likelihood, likelihood_of_linear
 
 from .latent_variable_model import LatentVariableModel
-from .parts import MLP, GaussianEncoder, check_event_shape, check_hidden_sizes, check_latent, check_positive, mlp
+from .parts import (
+    MLP,
+    check_event_shape,
+    check_hidden_sizes,
+    check_latent,
+    check_positive,
+    config_of,
+    make_encoder,
+    make_prior,
+    mlp,
+)
 
 __all__ = ["VAE"]
 
@@ -33,6 +43,12 @@ class ImageDecoder(nn.Module):
         h = cast(MLP, self.net).hidden(z)
         return likelihood_of_linear(self.family, h, last.weight, last.bias, self.event_shape)
 
+    def start_at_marginals(self, x: Tensor) -> None:
+        """Set the last bias to the parameters of the pixel-wise marginals of ``x`` (N, C, H, W)."""
+        last = cast(nn.Linear, self.net[-1])
+        with torch.no_grad():
+            last.bias.copy_(self.family.marginal_params(x).flatten())
+
     def _last_layer(self) -> nn.Linear | None:
         """The last layer, if nothing but its weights stands between what enters it and its output: then it may run as
         one operator with the likelihood."""
@@ -45,6 +61,18 @@ class ImageDecoder(nn.Module):
         return None if _is_watched(self.net) or _is_watched(last) else last
 
 
+def image_decoder(
+    family: Likelihood,
+    event_shape: tuple[int, int, int],
+    hidden_sizes: Sequence[int],
+    latent_size: int,
+    activation: str,
+) -> ImageDecoder:
+    """The decoder whose hidden layers mirror those of an encoder."""
+    params = family.num_maps(event_shape[0]) * event_shape[1] * event_shape[2]
+    return ImageDecoder(mlp([latent_size, *reversed(hidden_sizes), params], activation), family, event_shape)
+
+
 def _is_watched(module: nn.Module) -> bool:
     """Whether hooks or a compiler stand between the module and its caller."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
@@ -54,9 +82,9 @@ def _is_watched(module: nn.Module) -> bool:
 class VAE(LatentVariableModel):
     r"""Kingma and Welling's variational autoencoder (2014) for images, with fully connected networks.
 
-    :math:`p(x, z) = p(x | g(z)) N(z; 0, I)` and :math:`q(z | x) = N(z; \mu(x), \mathrm{diag}\, \sigma(x)^2)`. Trained
-    with :func:`fastvae.objectives.elbo` it is the VAE, with :func:`fastvae.objectives.iwae` the IWAE of Burda et al.
-    (2016).
+    :math:`p(x, z) = p(x | g(z)) r(z)` and :math:`q(z | x)`; by default :math:`r(z) = N(z; 0, I)` and
+    :math:`q(z | x) = N(z; \mu(x), \mathrm{diag}\, \sigma(x)^2)`. Trained with :func:`fastvae.objectives.elbo` it is the
+    VAE, with :func:`fastvae.objectives.iwae` the IWAE of Burda et al. (2016).
 
     Args:
         event_shape: (C, H, W) of the images.
@@ -64,6 +92,12 @@ class VAE(LatentVariableModel):
         latent_size: d.
         hidden_sizes: hidden layers of the encoder; the decoder mirrors them.
         activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
+        prior: ``"normal"``, ``"mixture"``, ``"vamp"``, ``"autoregressive"`` or a config with options
+            (:func:`fastvae.distributions.as_prior`); or a distribution over (d,) of torch, or a module that makes one
+            when it is called, as flows of zuko do.
+        proposal: ``"diagonal"``, ``"full"``, ``"planar"``, ``"coupling"``, ``"iaf"``, ``"autoregressive"`` or a config
+            (:func:`fastvae.distributions.as_proposal`), at the end of the encoder; or an encoder of your own,
+            x -> distribution.
 
     Raises:
         ValueError: for a shape, a size or a name that makes no sense.
@@ -83,17 +117,17 @@ class VAE(LatentVariableModel):
         latent_size: int = 50,
         hidden_sizes: Sequence[int] = (200, 200),
         activation: str = "tanh",
+        prior: Any = "normal",
+        proposal: Any = "diagonal",
     ) -> None:
         shape = check_event_shape(event_shape)
         check_positive(latent_size=latent_size)
         hidden_sizes = check_hidden_sizes(hidden_sizes)
         family = as_likelihood(likelihood)
-        params = family.num_maps(shape[0]) * shape[1] * shape[2]
-        decoder = mlp([latent_size, *reversed(hidden_sizes), params], activation)
         super().__init__(
-            GaussianEncoder(family, shape, hidden_sizes, latent_size, activation),
-            ImageDecoder(decoder, family, shape),
-            prior=latent_size,
+            make_encoder(proposal, family, shape, hidden_sizes, latent_size, activation),
+            image_decoder(family, shape, hidden_sizes, latent_size, activation),
+            prior=make_prior(prior, family, shape, latent_size),
         )
         self.event_shape, self.latent_size = shape, latent_size
         self.hidden_sizes, self.activation = hidden_sizes, activation
@@ -111,6 +145,8 @@ class VAE(LatentVariableModel):
             "latent_size": self.latent_size,
             "hidden_sizes": list(self.hidden_sizes),
             "activation": self.activation,
+            "prior": config_of("prior", self._prior),
+            "proposal": config_of("proposal", self.encoder),
         }
 
     def start_at_marginals(self, x: Tensor) -> None:
@@ -119,6 +155,4 @@ class VAE(LatentVariableModel):
         For binary data the logit of the mean (Burda et al. 2016); for levels the log of their smoothed frequencies;
         for continuous data the mean.
         """
-        last = cast(nn.Linear, self.decoder.net[-1])
-        with torch.no_grad():
-            last.bias.copy_(self.family.marginal_params(x).flatten())
+        self.decoder.start_at_marginals(x)

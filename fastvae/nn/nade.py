@@ -75,14 +75,17 @@ class NADE(nn.Module):
         nn.init.zeros_(self.hidden_bias)
         nn.init.zeros_(self.output_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nade_logits(x, *self._arguments())
+    def forward(self, x: Tensor, order: Tensor | None = None) -> Tensor:
+        return nade_logits(x, *self._arguments(order))
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Nats of each row; ``x`` (..., D) must be zeros and ones, which is not read back for a check here."""
-        return nade_log_prob(x, *self._arguments())
+    def log_prob(self, x: Tensor, order: Tensor | None = None) -> Tensor:
+        """Nats of each row; ``x`` (..., D) must be zeros and ones, which is not read back for a check here.
 
-    def sample(self, num_samples: int, *, seed: int = 0, first_id: int = 0) -> Tensor:
+        ``order`` (D,) int64 instead of the net's own: the same weights serve any.
+        """
+        return nade_log_prob(x, *self._arguments(order))
+
+    def sample(self, num_samples: int, *, seed: int = 0, first_id: int = 0, order: Tensor | None = None) -> Tensor:
         """Draw values (B, D) from noise addressed by (seed, first_id + b, dimension).
 
         Row b is the same whatever batch it is drawn in (but for a value whose number meets its probability within
@@ -92,14 +95,16 @@ class NADE(nn.Module):
             num_samples: B.
             seed: an integer in [0, 2^64).
             first_id: the number of the first row.
+            order: (D,) int64 instead of the net's own.
         """
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         ids = torch.arange(first_id, first_id + num_samples, device=self.weight.device)
         noise = uniform(seed, ids, ids.new_zeros(1), self.features, dtype=dtype)[:, 0]
-        return nade_sample(noise, *self._arguments())
+        return nade_sample(noise, *self._arguments(order))
 
-    def _arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        order = None if self.is_ordered else self.order
+    def _arguments(self, order: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        if order is None and not self.is_ordered:
+            order = self.order
         return self.weight, self.hidden_bias, self.output_weight, self.output_bias, order
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from fastvae.evaluation.arguments import callables, checked_ids, likelihood_of, modules_of, noise_dtype
+from fastvae.evaluation.arguments import Joint, callables, checked_ids, likelihood_of, modules_of, noise_dtype
 
 from .chunks import make_chunks
 from .draws import Draws
@@ -71,8 +71,8 @@ def elbo(
     bound = _Bound(model, x, num_samples, proposal, log_joint, max_bytes, seed, ids, modules)
     if estimator == "stl":
         return bound(bound.log_joint, Estimator(alpha=1.0, log_q="path"))
-    if model is not None and analytic_kl is not False:
-        prior = model.prior()
+    if isinstance(bound.log_joint, Joint) and analytic_kl is not False:
+        prior = bound.log_joint.prior
         try:
             kl = kl_divergence(bound.q, prior)
         except NotImplementedError:

@@ -149,7 +149,7 @@ def test_data_that_moved_can_be_named(runs: Path, tmp_path: Path) -> None:
     [
         ("{runs}/nowhere", "nowhere is not a checkpoint"),
         ("{runs}/library", "was not made by 'fastvae train'"),
-        ("{runs}/other", "holds a model of class Other, expected one of VAE, PixelCNN, PixelVAE"),
+        ("{runs}/other", "holds a model of class Other, expected one of NADE, VAE, GatedPixelCNN"),
         ("{runs}/vae --refine -1", "--refine must be between 0 and 2^29 - 1, got -1"),
         ("{runs}/vae --limit 0", "--limit must be at least 1, got 0"),
         ("{runs}/vae --num-samples 0", "--num-samples must be between 1 and 2^32 - 1, got 0"),
@@ -251,7 +251,7 @@ def test_options_of_another_model_than_the_weights_are_refused(runs: Path, tmp_p
     shutil.copytree(runs / "pixelvae", tmp_path / "run")
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
-    config["info"]["options"]["model"] = "pixelcnn"
+    config["info"]["options"] |= {"model": "pixelcnn", "order": "raster", "num_orders": 1}
     path.write_text(json.dumps(config))
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "its model is a PixelVAE, its options are of pixelcnn" in capsys.readouterr().err

@@ -229,7 +229,7 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path, capsys: Any) -> None:
     [
         ({}, "its training options name no model"),
         ({"model": "moon"}, "its training options name no model"),
-        ({"model": "vae"}, "its training options lack data, binarize, likelihood, latent_size"),
+        ({"model": "vae"}, "its training options lack data, binarize, likelihood, stochastic_layers, latent_size"),
         ({"+epochs": "many"}, "option epochs must be an integer of at least 1, got 'many'"),
         ({"+hidden": 8}, "option hidden must be integers of at least 1, got 8"),
         ({"+data": None}, "option data must be a text that is not empty, got None"),
