@@ -20,6 +20,7 @@ __all__ = [
     "is_addressed",
     "latent_size",
     "noise_size",
+    "repeated",
 ]
 
 Latent = Tensor | tuple[Tensor, ...]  # z (K, N, ...), or such a tensor for each stochastic layer
@@ -85,6 +86,12 @@ def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dt
 def chunk(z: Latent, samples: slice, points: slice) -> Latent:
     """Some samples of some datapoints."""
     return z[samples, points] if isinstance(z, Tensor) else tuple(layer[samples, points] for layer in z)
+
+
+def repeated(z: Latent, count: int) -> Latent:
+    """``count`` times the one sample (1, N, ...) of each datapoint."""
+    layers = [layer.repeat(count, *[1] * (layer.ndim - 1)) for layer in _layers(z)]
+    return layers[0] if isinstance(z, Tensor) else tuple(layers)
 
 
 def latent_size(z: Latent) -> int:
