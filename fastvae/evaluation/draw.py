@@ -16,6 +16,7 @@ __all__ = [
     "Latent",
     "chunk",
     "draw",
+    "example",
     "from_noise",
     "is_addressed",
     "latent_size",
@@ -67,11 +68,30 @@ def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dt
     """
     _check_proposal(q)
     if is_addressed(q):
-        normal = _normal(q)
-        noise_dtype = dtype if normal is None else normal.loc.dtype
-        z, log_q = from_noise(q, _noise(seed, ids, first, count, noise_size(q), noise_dtype))
-    else:
-        z, log_q = _draw_blocks(q, seed, ids, first, count)
+        return _checked(*from_noise(q, _noise(seed, ids, first, count, noise_size(q), _dtype(q, dtype))), count, ids)
+    return _checked(*_draw_blocks(q, seed, ids, first, count), count, ids)
+
+
+def example(q: Any, ids: Tensor, dtype: torch.dtype) -> Latent:
+    """One z (1, N, ...) of each datapoint to look at; no noise is made for it where none is needed.
+
+    Raises:
+        TypeError, ValueError: where :func:`draw` would.
+    """
+    _check_proposal(q)
+    if not is_addressed(q):
+        return draw(q, 0, ids, 0, 1, dtype)[0]
+    noise = torch.zeros(1, ids.shape[0], noise_size(q), dtype=_dtype(q, dtype), device=ids.device)
+    return _checked(*from_noise(q, noise), 1, ids)[0]
+
+
+def _dtype(q: Any, dtype: torch.dtype) -> torch.dtype:
+    """Of the noise that an addressed proposal takes."""
+    normal = _normal(q)
+    return dtype if normal is None else normal.loc.dtype
+
+
+def _checked(z: Latent, log_q: Tensor, count: int, ids: Tensor) -> tuple[Latent, Tensor]:
     want = (count, ids.shape[0])
     if any(layer.shape[:2] != want for layer in _layers(z)) or log_q.shape != want:
         got = " and ".join(str(tuple(tensor.shape)) for tensor in (*_layers(z), log_q))

@@ -66,17 +66,17 @@ def _even(total: int, most: int) -> int:
     return rounded if rounded <= min(most, total) else size
 
 
-def bytes_per_row(call: Callable[[int], object]) -> int:
+def bytes_per_row(call: Callable[[int], object], first: "OutputSizes | None" = None) -> int:
     """Bytes of the largest tensor that a computation makes for each row.
 
     ``call(rows)`` runs it. Sizes that one row and two rows have in common (weights, masks) do not depend on rows.
+    ``first`` watches the run of one row.
     """
-    sizes = []
-    for rows in (1, 2):
-        with OutputSizes() as mode:
+    modes = first or OutputSizes(), OutputSizes()
+    for rows, mode in enumerate(modes, start=1):
+        with mode:
             call(rows)
-        sizes.append(mode.sizes)
-    return max(sizes[1] - sizes[0], default=0) // 2
+    return max(modes[1].sizes - modes[0].sizes, default=0) // 2
 
 
 class OutputSizes(TorchDispatchMode):

@@ -13,7 +13,7 @@ from fastvae.distributions import checked_data
 from .arguments import checked_log_prob
 from .clamps import ClampedProbabilities
 from .conditioned import Conditioned
-from .draw import Latent, chunk, draw, is_addressed, latent_size, repeated
+from .draw import Latent, chunk, draw, example, is_addressed, latent_size, repeated
 from .plan import Plan, Sizes, bytes_per_row, make_plan
 from .refine import Refined, parameters_of
 from .resume import Checkpoint
@@ -75,14 +75,12 @@ class Run:
         q = proposals[-1]
         if self.refine:
             parameters_of(q)  # refuses other proposals before any work
-        z, _ = draw(q, self.seed, self.ids[:1].expand(2), samples.start, 1, self.noise_dtype)
-        z = repeated(z, 2)
+        z = repeated(example(q, self.ids[:1].expand(2), self.noise_dtype), 2)
 
         def decode(count: int) -> None:
-            with ClampedProbabilities() if count == 1 else nullcontext():
-                checked_log_prob(self.log_joint(x, chunk(z, slice(count), slice(2))), (count, 2))
+            checked_log_prob(self.log_joint(x, chunk(z, slice(count), slice(2))), (count, 2))
 
-        row_bytes = bytes_per_row(decode) // 2  # each sample is one of either datapoint
+        row_bytes = bytes_per_row(decode, ClampedProbabilities()) // 2  # each sample is one of either datapoint
         sizes = Sizes(row_bytes, point_bytes, latent_size(z))
         return make_plan(self.x.shape[0], len(samples), sizes, max_bytes, is_addressed(q))
 
