@@ -11,7 +11,7 @@ from torch import Tensor
 from fastvae import ops
 
 from . import stored
-from .blocks import BoundCurve, Jackknife, bound_curve, effective_samples, jackknife, levels, log_mean, relative
+from .blocks import BoundCurve, Jackknife, bound_curve, effective_samples, jackknife, log_mean, relative, whole
 from .khat import pareto_khat
 
 __all__ = ["LogWeights", "MeanLogProb", "mean_log_prob"]
@@ -246,8 +246,7 @@ class LogWeights:
     @property
     def state(self) -> Tensor:
         """(8, N) float64: the state of all samples, see :func:`fastvae.ops.empty_log_weights`."""
-        *_, whole = levels(self.blocks)
-        return whole[:, 0]
+        return whole(self.blocks)
 
     @property
     def num_points(self) -> int:
