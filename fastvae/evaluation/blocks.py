@@ -14,7 +14,17 @@ from torch import Tensor
 
 from fastvae import ops
 
-__all__ = ["BoundCurve", "Jackknife", "bound_curve", "effective_samples", "jackknife", "levels", "log_mean", "relative", "whole"]
+__all__ = [
+    "BoundCurve",
+    "Jackknife",
+    "bound_curve",
+    "effective_samples",
+    "jackknife",
+    "levels",
+    "log_mean",
+    "relative",
+    "whole",
+]
 
 _FEWEST_GROUPS = 8  # whose spread is an error estimate; below, the delta method within the groups is the better one
 
