@@ -135,8 +135,8 @@ def iwae(
         estimator: of the gradient, see above. All but ``"iwae"`` need ``proposal(x).log_prob(z)``.
         alpha: in [0, 1], for ``"vr"``.
         proposal, log_joint: instead of ``model``, as in :func:`fastvae.log_likelihood`: ``proposal(x)`` is a
-            distribution with batch (N,), ``log_joint(x, z)`` for z (k, n, ...) is log p(x, z) (k, n) in nats. Of several
-            stochastic layers z is a tuple, see :class:`fastvae.evaluation.adapters.Chain`: every estimator takes it.
+            distribution with batch (N,), ``log_joint(x, z)`` for z (k, n, ...) is log p(x, z) (k, n) in nats. z of
+            several stochastic layers is a tuple (:class:`fastvae.evaluation.adapters.Chain`), for every estimator.
         max_bytes: about what the graph of one chunk may hold; what has one row for each datapoint (the proposal) comes
             on top. None: one graph of everything.
         seed: in [0, 2^64): noise that depends only on (seed, datapoint, sample), as in :func:`fastvae.log_likelihood`,
