@@ -105,13 +105,14 @@ def relative(state: Tensor) -> Tensor:
 
 def whole(blocks: Tensor) -> Tensor:
     """(8, B, N) -> the state of all blocks (8, N): what merging them two by two gives, in one step."""
-    n, m, s1, s2, mean, m2, zeros, bad = blocks
-    top = m.amax(0)
-    scale = (m - top.masked_fill(top == -torch.inf, 0.0)).exp()
+    # sums over the last dimension run in the same order for any number of datapoints
+    n, m, s1, s2, mean, m2, zeros, bad = blocks.transpose(1, 2).contiguous()  # (N, B)
+    top = m.amax(1)
+    scale = (m - top.masked_fill(top == -torch.inf, 0.0)[:, None]).exp()
     finite = n - zeros - bad
-    total = (mean * finite).sum(0) / finite.sum(0).clamp(min=1)
-    squares = (m2 + finite * (mean - total).square()).sum(0)
-    parts = n.sum(0), top, (s1 * scale).sum(0), (s2 * scale.square()).sum(0), total, squares, zeros.sum(0), bad.sum(0)
+    total = (mean * finite).sum(1) / finite.sum(1).clamp(min=1)
+    squares = (m2 + finite * (mean - total[:, None]).square()).sum(1)
+    parts = n.sum(1), top, (s1 * scale).sum(1), (s2 * scale.square()).sum(1), total, squares, zeros.sum(1), bad.sum(1)
     return torch.stack(parts)
 
 

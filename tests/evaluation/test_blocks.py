@@ -46,6 +46,8 @@ def test_the_whole_is_what_merging_blocks_two_by_two_gives() -> None:
     for weights in (filled(log_w), filled(log_w[:5]), LogWeights(6)):
         *_, tree = levels(weights.blocks)
         torch.testing.assert_close(whole(weights.blocks), tree[:, 0], rtol=1e-12, atol=1e-12)
+        for count in (1, 5):
+            assert torch.equal(whole(weights.blocks[..., :count]), whole(weights.blocks)[:, :count])
 
 
 @settings(deadline=None, max_examples=40)
