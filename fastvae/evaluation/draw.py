@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from fastvae import ops
+from fastvae.distributions import DiagonalGaussian
 
 __all__ = [
     "BLOCK_POINTS",
@@ -48,12 +49,14 @@ def from_noise(q: Any, noise: Tensor, batch_dims: int = 1) -> tuple[Latent, Tens
     if normal is None:
         return q.from_noise(noise)
     event = normal.loc.shape[batch_dims:]
-    z = torch.addcmul(normal.loc, normal.scale, noise.view(*noise.shape[:2], *event))
+    z = torch.addcmul(normal.loc, normal.scale, noise.unflatten(-1, event))
     log_scale = normal.scale.log().flatten(batch_dims).sum(-1)
     return z, -0.5 * noise.square().sum(-1) - log_scale - event.numel() * _HALF_LOG_TWO_PI
 
 
-def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dtype) -> tuple[Latent, Tensor]:
+def draw(
+    q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dtype, contiguous: bool = True
+) -> tuple[Latent, Tensor]:
     """The samples ``first .. first + count`` of ``q`` for each datapoint, and their log-density.
 
     Args:
@@ -62,13 +65,17 @@ def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dt
         ids: (N,) int64, global numbers of the datapoints.
         first, count: which samples.
         dtype: of the noise that ``from_noise`` takes.
+        contiguous: whether z has to be; else the samples of each datapoint are, where the proposal is a plain normal.
 
     Returns:
         z (count, N, ...), or a tuple of such tensors, and log q(z) (count, N) in nats.
     """
     _check_proposal(q)
     if is_addressed(q):
-        return _checked(*from_noise(q, _noise(seed, ids, first, count, noise_size(q), _dtype(q, dtype))), count, ids)
+        noise = _noise(seed, ids, first, count, noise_size(q), _dtype(q, dtype))
+        if contiguous or not (type(q) is DiagonalGaussian or _normal(q)):
+            noise = noise.contiguous()
+        return _checked(*from_noise(q, noise), count, ids)
     return _checked(*_draw_blocks(q, seed, ids, first, count), count, ids)
 
 
@@ -104,8 +111,9 @@ def _checked(z: Latent, log_q: Tensor, count: int, ids: Tensor) -> tuple[Latent,
 
 
 def chunk(z: Latent, samples: slice, points: slice) -> Latent:
-    """Some samples of some datapoints."""
-    return z[samples, points] if isinstance(z, Tensor) else tuple(layer[samples, points] for layer in z)
+    """Some samples of some datapoints, contiguous."""
+    parts = [layer[samples, points].contiguous() for layer in _layers(z)]
+    return parts[0] if isinstance(z, Tensor) else tuple(parts)
 
 
 def repeated(z: Latent, count: int) -> Latent:
@@ -137,10 +145,10 @@ def _check_proposal(q: Any) -> None:
 
 
 def _noise(seed: int, ids: Tensor, first: int, count: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Standard normal (count, N, width)."""
+    """Standard normal (count, N, width); in memory the datapoints come first."""
     rows = torch.arange(first, first + count, device=ids.device)
     drawn = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    return ops.normal(seed, ids, rows, width, dtype=drawn).transpose(0, 1).to(dtype).contiguous()
+    return ops.normal(seed, ids, rows, width, dtype=drawn).transpose(0, 1).to(dtype)
 
 
 def _normal(q: Any) -> Normal | None:

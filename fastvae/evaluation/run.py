@@ -58,7 +58,7 @@ class Run:
             q = refined(points) if self.refine else self.proposal(x)
             for first in range(next_sample, samples.stop, plan.samples):
                 count = min(plan.samples, samples.stop - first)
-                z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
+                z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype, contiguous=False)
                 log_joint = self.log_joint_chunks(x, z, count, plan, seen=first > next_sample)
                 checkpoint.update(log_joint - log_q, points, first)
                 bar.update(count * x.shape[0])
