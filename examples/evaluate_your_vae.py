@@ -58,7 +58,8 @@ def main(epochs: int = 20, num_samples: int = 5000, images: int = 50) -> None:
         modules=[model],
         refine=50,
     )
-    print(f"after fitting the proposal to each image: median ESS {refined.ess.median():.0f}, was {result.ess.median():.0f}")
+    before, after = result.ess.median().item(), refined.ess.median().item()
+    print(f"after fitting the proposal to each image: median ESS {after:.0f}, was {before:.0f}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ _HEADER = ["c", "ESS", "predicted", "error", "predicted", "reported", "bias", "+
 _HEADER += ["covered", "k-hat", "trusted", "covered then"]
 _LEGEND = """\
 error, bias: measured over the replicates against the exact log p(x). covered: error bars of 1.96 standard errors, less
-the reported bias, that hold it; 95 % is right. trusted: replicates with ESS above 100 and k-hat below 0.7."""
+the reported bias, that hold it; 95 % is right. trusted: replicates with ESS above 100 and k-hat below 0.5; few of
+many are those that missed the tail of the weights, and their error bars hold the truth less often."""
 _EPILOG = """\
 examples:
   python -m fastvae calibrate

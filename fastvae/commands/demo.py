@@ -248,9 +248,11 @@ def show(report: dict[str, Any], args: argparse.Namespace) -> None:
         ],
     )
     print("Gaussian rows bound the log-probability of the 17 levels by uniform dequantisation; PixelVAE's is of them.")
+    from fastvae.evaluation.log_weights import UNTRUSTED
+
     untrusted = ", ".join(f"{row['name']} {row['untrusted']}" for row in report["systems"] if row["untrusted"])
     if untrusted:
-        print(f"* images with ESS <= 100 or k-hat >= 0.7, whose error and bias are larger than shown: {untrusted}")
+        print(f"* images with {UNTRUSTED}, whose error and bias are larger than shown: {untrusted}")
     print("\nSpeed, side by side on this machine")
     print_table(
         ["what", "against", "fastvae", "baseline", "times faster"],

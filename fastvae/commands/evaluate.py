@@ -25,7 +25,7 @@ __all__ = ["add_arguments", "run"]
 _DESCRIPTION = """\
 Log-likelihood of the test images under a trained model, in nats per image. For models with latent variables it is
 estimated with importance samples: the table shows the Monte-Carlo error (of the samples) apart from the data error (of
-the choice of images), the effective sample size and the k-hat diagnostic (below 0.7 the errors can be trusted). The
+the choice of images), the effective sample size and the k-hat diagnostic (below 0.5 the errors can be trusted). The
 log-likelihood of NADE and the PixelCNNs is exact.
 
 An evaluation that was interrupted goes on when the same command is given again. Several processes share the work under
@@ -253,6 +253,8 @@ def _as_json(value: Any) -> Any:
 
 def _table(report: dict[str, Any], dequantised: bool) -> str:
     """The report line by line, with units."""
+    from fastvae.evaluation.log_weights import UNTRUSTED
+
     density = " (of the dequantised values: a density)" if dequantised else ""
     notes = {
         "ELBO": f"nats{density}",
@@ -262,7 +264,7 @@ def _table(report: dict[str, Any], dequantised: bool) -> str:
         "jackknife": "nats, corrected for the bias; unknown unless all images are trusted",
         "jackknife error": "nats, of the mean, from the samples",
         "curve": "nats (samples)",
-        "images not trusted": "ESS <= 100 or k-hat >= 0.7: log p(x) may be too low, its error larger than shown",
+        "images not trusted": f"{UNTRUSTED}: log p(x) may be too low, its error larger than shown",
         "active units": f"of {report.get('latent size')}",
         "bits per dim": "an upper bound: dequantised" if dequantised else "",
     }

@@ -27,7 +27,7 @@ Bound to ``proposal``, ``prior`` and ``likelihood`` by :class:`fastvae.models.La
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ __all__ = ["Chain", "folded", "logits"]
 class Chain:
     r"""The proposal of several stochastic layers, :math:`q(z_1|x) q(z_2|z_1) q(z_3|z_1, z_2) \dots`; z is a tuple.
 
-    Every number of noise has its address, so an estimate does not depend on chunks, batches or processes.
+    Every number of noise has its address, so an estimate does not depend on chunks, batches or processes. All
+    estimators of :mod:`fastvae.objectives` train it.
 
     Args:
         first: q(z1 | x): batch (N,), event (d1,), a diagonal normal or anything with ``from_noise`` and ``noise_size``.
@@ -93,6 +94,15 @@ class Chain:
             layers.append(layer)
             log_q = log_q + log_density
         return tuple(layers), log_q
+
+    def log_prob(self, z: Sequence[Tensor]) -> Tensor:
+        """The layers (K, N, d1), ... -> log q of all of them (K, N) in nats."""
+        total: Tensor | float = 0.0
+        for i, layer in enumerate(z):
+            q = self._conditionals[i - 1](*z[:i]) if i else self._first
+            log_density = q.log_prob(layer)
+            total = total + log_density.reshape(*layer.shape[:2], -1).sum(-1)  # a Normal has one for each dimension
+        return cast(Tensor, total)
 
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[tuple[Tensor, ...], Tensor]:
         """Reparameterised draws with torch's generator, for training."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditioned import with_condition
+from .draw import Latent
 
 __all__ = [
     "MOST_IDS",
@@ -65,9 +66,14 @@ class Joint:
         return self.likelihood(x, z) + self.prior.log_prob(z)
 
 
-def likelihood_of(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """log p(x | z) of a model as a function of x (n, ...) and z (k, n, ...)."""
-    return lambda x, z: checked_log_prob(model.likelihood(z).log_prob(x), z.shape[:2], "log p(x | z)")
+def likelihood_of(model: Any) -> Callable[[Tensor, Latent], Tensor]:
+    """log p(x | z) of a model as a function of x (n, ...) and z (k, n, ...), or a tuple of such layers."""
+
+    def log_prob(x: Tensor, z: Latent) -> Tensor:
+        lead = (z if isinstance(z, Tensor) else z[0]).shape[:2]
+        return checked_log_prob(model.likelihood(z).log_prob(x), lead, "log p(x | z)")
+
+    return log_prob
 
 
 def checked_log_prob(log_prob: Any, want: Sequence[int], name: str = "log p(x, z)") -> Tensor:

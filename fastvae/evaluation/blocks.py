@@ -14,7 +14,17 @@ from torch import Tensor
 
 from fastvae import ops
 
-__all__ = ["BoundCurve", "Jackknife", "bound_curve", "effective_samples", "jackknife", "levels", "log_mean", "relative"]
+__all__ = [
+    "BoundCurve",
+    "Jackknife",
+    "bound_curve",
+    "effective_samples",
+    "jackknife",
+    "levels",
+    "log_mean",
+    "relative",
+    "whole",
+]
 
 _FEWEST_GROUPS = 8  # whose spread is an error estimate; below, the delta method within the groups is the better one
 
@@ -93,6 +103,19 @@ def relative(state: Tensor) -> Tensor:
     return cv2.masked_fill(n < 2, torch.nan)
 
 
+def whole(blocks: Tensor) -> Tensor:
+    """(8, B, N) -> the state of all blocks (8, N): what merging them two by two gives, in one step."""
+    # sums over the last dimension run in the same order for any number of datapoints
+    n, m, s1, s2, mean, m2, zeros, bad = blocks.transpose(1, 2).contiguous()  # (N, B)
+    top = m.amax(1)
+    scale = (m - top.masked_fill(top == -torch.inf, 0.0)[:, None]).exp()
+    finite = n - zeros - bad
+    total = (mean * finite).sum(1) / finite.sum(1).clamp(min=1)
+    squares = (m2 + finite * (mean - total[:, None]).square()).sum(1)
+    parts = n.sum(1), top, (s1 * scale).sum(1), (s2 * scale.square()).sum(1), total, squares, zeros.sum(1), bad.sum(1)
+    return torch.stack(parts)
+
+
 def levels(blocks: Tensor) -> Iterator[Tensor]:
     """(8, B, N) -> the states of B, B/2, ..., 1 groups, (8, G, N) each: residues of the sample number modulo G."""
     yield blocks
@@ -150,8 +173,7 @@ def jackknife(blocks: Tensor) -> Jackknife:
     With blocks of unequal sizes: Busing, Meijer, van der Leeden, "Delete-m jackknife for unequal m" (1999).
     """
     n, m, s1 = blocks[:3]  # (B, N)
-    *_, whole = levels(blocks)
-    estimate, total, used = log_mean(whole[:, 0]), n.sum(0), n > 0
+    estimate, total, used = log_mean(whole(blocks)), n.sum(0), n > 0
     share, number = n / total, used.sum(0)
     without = _others(m + s1.log()) - (total - n).log()
     corrected = number * estimate - ((1 - share) * without).masked_fill(~used, 0.0).sum(0)

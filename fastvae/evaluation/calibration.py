@@ -54,7 +54,11 @@ def predict(scale: float, latent_size: int, num_samples: int) -> Prediction:
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """The replicates with one scale of the proposal; figures in nats."""
+    """The replicates with one scale of the proposal; figures in nats.
+
+    ``trusted_coverage`` falls below 0.95 where few replicates are trusted: those are the ones that missed the tail.
+    What such errors come to is ``trusted_share * (1 - trusted_coverage)``.
+    """
 
     scale: float
     predicted: Prediction
@@ -66,7 +70,7 @@ class CalibrationRow:
     measured_bias: float  # mean estimate less the truth
     bias_error: float  # standard error of the measured bias
     z_scores: list[float]  # of each replicate: (estimate - bias - truth) / standard error
-    trusted: list[bool]  # of each replicate: ESS above 100 and k-hat below 0.7
+    trusted: list[bool]  # of each replicate: ESS above 100 and k-hat below 0.5
 
     @property
     def coverage(self) -> float:

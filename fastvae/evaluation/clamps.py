@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from .plan import OutputSizes
 
 __all__ = ["ClampedProbabilities"]
 
@@ -14,7 +15,7 @@ _ATEN = torch.ops.aten
 _FIX = "fastvae.evaluation.adapters.logits(decoder) gives the logits before the sigmoid"
 
 
-class ClampedProbabilities(TorchDispatchMode):
+class ClampedProbabilities(OutputSizes):
     """Inside this context the usual ways to lose a likelihood's tail are warned of.
 
     ``binary_cross_entropy`` takes 100 nats where a probability rounded to 0 or 1, whatever the logit was;
@@ -33,7 +34,7 @@ class ClampedProbabilities(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         if func is _ATEN.sigmoid.default:
             self._sigmoids[_memory(out)] = out
         elif func is _ATEN.binary_cross_entropy.default:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from fastvae import ops
+from fastvae.distributions import DiagonalGaussian
 
 __all__ = [
     "BLOCK_POINTS",
@@ -16,10 +17,12 @@ __all__ = [
     "Latent",
     "chunk",
     "draw",
+    "example",
     "from_noise",
     "is_addressed",
     "latent_size",
     "noise_size",
+    "repeated",
 ]
 
 Latent = Tensor | tuple[Tensor, ...]  # z (K, N, ...), or such a tensor for each stochastic layer
@@ -46,12 +49,14 @@ def from_noise(q: Any, noise: Tensor, batch_dims: int = 1) -> tuple[Latent, Tens
     if normal is None:
         return q.from_noise(noise)
     event = normal.loc.shape[batch_dims:]
-    z = torch.addcmul(normal.loc, normal.scale, noise.view(*noise.shape[:2], *event))
+    z = torch.addcmul(normal.loc, normal.scale, noise.unflatten(-1, event))
     log_scale = normal.scale.log().flatten(batch_dims).sum(-1)
     return z, -0.5 * noise.square().sum(-1) - log_scale - event.numel() * _HALF_LOG_TWO_PI
 
 
-def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dtype) -> tuple[Latent, Tensor]:
+def draw(
+    q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dtype, contiguous: bool = True
+) -> tuple[Latent, Tensor]:
     """The samples ``first .. first + count`` of ``q`` for each datapoint, and their log-density.
 
     Args:
@@ -60,17 +65,40 @@ def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dt
         ids: (N,) int64, global numbers of the datapoints.
         first, count: which samples.
         dtype: of the noise that ``from_noise`` takes.
+        contiguous: whether z has to be; else the samples of each datapoint are, where the proposal is a plain normal.
 
     Returns:
         z (count, N, ...), or a tuple of such tensors, and log q(z) (count, N) in nats.
     """
     _check_proposal(q)
     if is_addressed(q):
-        normal = _normal(q)
-        noise_dtype = dtype if normal is None else normal.loc.dtype
-        z, log_q = from_noise(q, _noise(seed, ids, first, count, noise_size(q), noise_dtype))
-    else:
-        z, log_q = _draw_blocks(q, seed, ids, first, count)
+        noise = _noise(seed, ids, first, count, noise_size(q), _dtype(q, dtype))
+        if contiguous or not (type(q) is DiagonalGaussian or _normal(q)):
+            noise = noise.contiguous()
+        return _checked(*from_noise(q, noise), count, ids)
+    return _checked(*_draw_blocks(q, seed, ids, first, count), count, ids)
+
+
+def example(q: Any, ids: Tensor, dtype: torch.dtype) -> Latent:
+    """One z (1, N, ...) of each datapoint to look at; no noise is made for it where none is needed.
+
+    Raises:
+        TypeError, ValueError: where :func:`draw` would.
+    """
+    _check_proposal(q)
+    if not is_addressed(q):
+        return draw(q, 0, ids, 0, 1, dtype)[0]
+    noise = torch.zeros(1, ids.shape[0], noise_size(q), dtype=_dtype(q, dtype), device=ids.device)
+    return _checked(*from_noise(q, noise), 1, ids)[0]
+
+
+def _dtype(q: Any, dtype: torch.dtype) -> torch.dtype:
+    """Of the noise that an addressed proposal takes."""
+    normal = _normal(q)
+    return dtype if normal is None else normal.loc.dtype
+
+
+def _checked(z: Latent, log_q: Tensor, count: int, ids: Tensor) -> tuple[Latent, Tensor]:
     want = (count, ids.shape[0])
     if any(layer.shape[:2] != want for layer in _layers(z)) or log_q.shape != want:
         got = " and ".join(str(tuple(tensor.shape)) for tensor in (*_layers(z), log_q))
@@ -83,8 +111,15 @@ def draw(q: Any, seed: int, ids: Tensor, first: int, count: int, dtype: torch.dt
 
 
 def chunk(z: Latent, samples: slice, points: slice) -> Latent:
-    """Some samples of some datapoints."""
-    return z[samples, points] if isinstance(z, Tensor) else tuple(layer[samples, points] for layer in z)
+    """Some samples of some datapoints, contiguous."""
+    parts = [layer[samples, points].contiguous() for layer in _layers(z)]
+    return parts[0] if isinstance(z, Tensor) else tuple(parts)
+
+
+def repeated(z: Latent, count: int) -> Latent:
+    """``count`` times the one sample (1, N, ...) of each datapoint."""
+    layers = [layer.repeat(count, *[1] * (layer.ndim - 1)) for layer in _layers(z)]
+    return layers[0] if isinstance(z, Tensor) else tuple(layers)
 
 
 def latent_size(z: Latent) -> int:
@@ -110,10 +145,10 @@ def _check_proposal(q: Any) -> None:
 
 
 def _noise(seed: int, ids: Tensor, first: int, count: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Standard normal (count, N, width)."""
+    """Standard normal (count, N, width); in memory the datapoints come first."""
     rows = torch.arange(first, first + count, device=ids.device)
     drawn = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    return ops.normal(seed, ids, rows, width, dtype=drawn).transpose(0, 1).to(dtype).contiguous()
+    return ops.normal(seed, ids, rows, width, dtype=drawn).transpose(0, 1).to(dtype)
 
 
 def _normal(q: Any) -> Normal | None:

@@ -17,8 +17,9 @@ def pareto_khat(largest: Tensor, num_samples: int) -> Tensor:
     r"""Shape of the generalised Pareto distribution that the largest importance weights follow.
 
     Zhang and Stephens (2009) with the weak prior of Vehtari, Simpson, Gelman, Yao, Gabry: "Pareto smoothed importance
-    sampling" (2015-2024). Below 0.5 the weights have a finite variance; up to 0.7 the estimate and its standard error
-    can be trusted; above, the estimate is dominated by weights that were not drawn. It diagnoses: nothing is smoothed.
+    sampling" (2015-2024). Below 0.5 the weights have a finite variance, and the standard error can be trusted; up to
+    0.7 the estimate still converges, with a larger error than shown; above, it is dominated by weights that were not
+    drawn. It diagnoses: nothing is smoothed.
 
     Args:
         largest: (T, N) the T largest log-weights of each datapoint, in any order.

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .draw import BLOCK_POINTS, BLOCK_SAMPLES
 
-__all__ = ["Plan", "Sizes", "bytes_per_row", "default_max_bytes", "make_plan"]
+__all__ = ["OutputSizes", "Plan", "Sizes", "bytes_per_row", "default_max_bytes", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -23,26 +23,38 @@ class Plan:
     chunk_samples: int
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of one evaluation: bytes of the largest tensor for each row (datapoint, sample) that is decoded, and for each
+    datapoint that is encoded; how many numbers one z is."""
+
+    row_bytes: int
+    point_bytes: int
+    latent_size: int
+
+
 def default_max_bytes(device: torch.device) -> int:
     """CPU: what stays in the cache, with work for every core. CUDA: enough work for the whole device."""
     return 2**28 if device.type == "cuda" else 2**24
 
 
-def make_plan(
-    num_points: int, num_samples: int, row_bytes: int, latent_size: int, max_bytes: int, addressed: bool
-) -> Plan:
-    """The loops for rows (datapoint, sample) of ``row_bytes`` each, at most ``max_bytes`` of them at once."""
-    rows = max(1, max_bytes // max(row_bytes, 1))
+def make_plan(num_points: int, num_samples: int, sizes: Sizes, max_bytes: int, addressed: bool) -> Plan:
+    """The loops for at most ``max_bytes`` of rows (datapoint, sample) at once, and of datapoints."""
+    rows = max(1, max_bytes // max(sizes.row_bytes, 1))
     if not addressed:  # fixed blocks, or the draws would depend on the budget
         points, samples = min(BLOCK_POINTS, num_points), min(BLOCK_SAMPLES, num_samples)
-        chunk_points = min(points, rows)
-        return Plan(points, samples, chunk_points, _even(samples, rows // chunk_points))
-    # noise comes in larger pieces than decoding, many small operations that are each cheap; the generator works on
-    # some twenty integers of 8 bytes at once for each number
-    noise_rows = max(rows, max_bytes // (16 * max(latent_size, 1)))
-    points = max(1, min(noise_rows // num_samples, rows, num_points))
-    samples = _even(num_samples, noise_rows // points)
-    return Plan(points, samples, points, _even(samples, rows // points))
+    else:
+        # noise comes in larger pieces than decoding, many small operations that are each cheap; the generator works on
+        # some twenty integers of 8 bytes at once for each number
+        noise_rows = max(rows, max_bytes // (16 * max(sizes.latent_size, 1)))
+        encoded = max(1, max_bytes // max(sizes.point_bytes, 1))
+        points = max(1, min(noise_rows // num_samples, rows, encoded, num_points))
+        samples = _even(num_samples, noise_rows // points)
+    # many samples of few datapoints: what a likelihood prepares for a datapoint serves all of them
+    chunk_samples = _even(samples, rows)
+    most_points = min(points, rows // chunk_samples)
+    chunk_points = -(-points // -(-points // most_points))  # nearly equal parts
+    return Plan(points, samples, chunk_points, chunk_samples)
 
 
 def _even(total: int, most: int) -> int:
@@ -54,20 +66,20 @@ def _even(total: int, most: int) -> int:
     return rounded if rounded <= min(most, total) else size
 
 
-def bytes_per_row(call: Callable[[int], object]) -> int:
+def bytes_per_row(call: Callable[[int], object], first: "OutputSizes | None" = None) -> int:
     """Bytes of the largest tensor that a computation makes for each row.
 
     ``call(rows)`` runs it. Sizes that one row and two rows have in common (weights, masks) do not depend on rows.
+    ``first`` watches the run of one row.
     """
-    sizes = []
-    for rows in (1, 2):
-        with Sizes() as mode:
+    modes = first or OutputSizes(), OutputSizes()
+    for rows, mode in enumerate(modes, start=1):
+        with mode:
             call(rows)
-        sizes.append(mode.sizes)
-    return max(sizes[1] - sizes[0], default=0) // 2
+    return max(modes[1].sizes - modes[0].sizes, default=0) // 2
 
 
-class Sizes(TorchDispatchMode):
+class OutputSizes(TorchDispatchMode):
     """Notes the bytes of every tensor that an operator returns."""
 
     def __init__(self) -> None:

@@ -13,8 +13,8 @@ from fastvae.distributions import checked_data
 from .arguments import checked_log_prob
 from .clamps import ClampedProbabilities
 from .conditioned import Conditioned
-from .draw import Latent, chunk, draw, is_addressed, latent_size
-from .plan import Plan, bytes_per_row, make_plan
+from .draw import Latent, chunk, draw, example, is_addressed, latent_size, repeated
+from .plan import Plan, Sizes, bytes_per_row, make_plan
 from .refine import Refined, parameters_of
 from .resume import Checkpoint
 
@@ -58,7 +58,7 @@ class Run:
             q = refined(points) if self.refine else self.proposal(x)
             for first in range(next_sample, samples.stop, plan.samples):
                 count = min(plan.samples, samples.stop - first)
-                z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype)
+                z, log_q = draw(q, self.seed, ids, first, count, self.noise_dtype, contiguous=False)
                 log_joint = self.log_joint_chunks(x, z, count, plan, seen=first > next_sample)
                 checkpoint.update(log_joint - log_q, points, first)
                 bar.update(count * x.shape[0])
@@ -68,21 +68,21 @@ class Run:
             checkpoint.position = (stop, next_sample)
 
     def plan(self, samples: range, max_bytes: int) -> Plan:
-        """From one row and two rows of the real computation: the bytes of a row, the size of z, the kind of q."""
-        index = self.ids.new_zeros(2)
-        q = self.proposal(self.x[index])
+        """From few rows of the real computation: what encoding a datapoint and decoding a sample of it take, the size
+        of z, the kind of q."""
+        x, proposals = self.x[self.ids.new_zeros(2)], []
+        point_bytes = bytes_per_row(lambda count: proposals.append(self.proposal(x[:count])))
+        q = proposals[-1]
         if self.refine:
             parameters_of(q)  # refuses other proposals before any work
-        z, _ = draw(q, self.seed, self.ids[index], samples.start, 1, self.noise_dtype)
+        z = repeated(example(q, self.ids[:1].expand(2), self.noise_dtype), 2)
 
-        def rows(count: int) -> None:
-            x = self.x[index[:count]]
-            self.proposal(x)
-            with ClampedProbabilities() if count == 1 else nullcontext():
-                checked_log_prob(self.log_joint(x, chunk(z, slice(1), slice(count))), (1, count))
+        def decode(count: int) -> None:
+            checked_log_prob(self.log_joint(x, chunk(z, slice(count), slice(2))), (count, 2))
 
-        row_bytes = bytes_per_row(rows)
-        return make_plan(self.x.shape[0], len(samples), row_bytes, latent_size(z), max_bytes, is_addressed(q))
+        row_bytes = bytes_per_row(decode, ClampedProbabilities()) // 2  # each sample is one of either datapoint
+        sizes = Sizes(row_bytes, point_bytes, latent_size(z))
+        return make_plan(self.x.shape[0], len(samples), sizes, max_bytes, is_addressed(q))
 
     def log_joint_chunks(self, x: Tensor | Conditioned, z: Latent, count: int, plan: Plan, seen: bool) -> Tensor:
         """``x`` (n, ...), ``z`` (count, n, ...) -> log p(x, z) (count, n)."""

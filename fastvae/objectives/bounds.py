@@ -18,7 +18,7 @@ from .two_pass import TwoPass
 
 __all__ = ["elbo", "iwae"]
 
-LogProb = Callable[[Tensor, Tensor], Tensor]
+LogProb = Callable[[Tensor, Any], Tensor]  # z is a tensor, or a tuple of layers
 ElboEstimator = Literal["elbo", "stl"]
 IwaeEstimator = Literal["iwae", "dreg", "stl", "vr"]
 
@@ -135,7 +135,8 @@ def iwae(
         estimator: of the gradient, see above. All but ``"iwae"`` need ``proposal(x).log_prob(z)``.
         alpha: in [0, 1], for ``"vr"``.
         proposal, log_joint: instead of ``model``, as in :func:`fastvae.log_likelihood`: ``proposal(x)`` is a
-            distribution with batch (N,), ``log_joint(x, z)`` for z (k, n, ...) is log p(x, z) (k, n) in nats.
+            distribution with batch (N,), ``log_joint(x, z)`` for z (k, n, ...) is log p(x, z) (k, n) in nats. z of
+            several stochastic layers is a tuple (:class:`fastvae.evaluation.adapters.Chain`), for every estimator.
         max_bytes: about what the graph of one chunk may hold; what has one row for each datapoint (the proposal) comes
             on top. None: one graph of everything.
         seed: in [0, 2^64): noise that depends only on (seed, datapoint, sample), as in :func:`fastvae.log_likelihood`,
@@ -213,6 +214,7 @@ class _Bound:
 
     def __call__(self, log_prob: LogProb, estimator: Estimator) -> Tensor:
         """The bound (N,) of log-weights ``log_prob(x, z)`` less log q."""
+        log_prob = self.draws.with_split(log_prob)
         if self.max_bytes is None or not self.x.shape[0]:
             return one_pass(self.x, self.draws, log_prob, self.num_samples, estimator)
         with torch.random.fork_rng([self.x.device] if self.x.is_cuda else []):

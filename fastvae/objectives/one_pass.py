@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastvae.evaluation.arguments import checked_log_prob
 
-from .draws import Draws, score
+from .draws import Draws
 from .estimator import Estimator
 
 __all__ = ["one_pass"]
@@ -26,12 +26,10 @@ def one_pass(
     """
     z, log_q = draws.first(num_samples)
     log_w = checked_log_prob(log_prob(x, z), log_q.shape)
-    if not isinstance(z, Tensor) and (estimator.doubly or estimator.log_q == "path"):
-        raise TypeError("proposals of several layers (z is a tuple) train with the plain estimator, 'iwae'")
     if estimator.log_q == "all":
         log_w = log_w - log_q
     elif estimator.log_q == "path":
-        log_w = log_w - _path_alone(log_q, draws.q, z)
+        log_w = log_w - _path_alone(log_q, draws, z)
     if estimator.doubly and z.requires_grad:
         factor = estimator.path_factor(estimator.weights(log_w.detach()))
         # on the z that log_w was computed from: on any later tensor it would never run
@@ -39,9 +37,9 @@ def one_pass(
     return estimator.bound(log_w)
 
 
-def _path_alone(log_q: Tensor, q: object, z: Tensor) -> Tensor:
+def _path_alone(log_q: Tensor, draws: Draws, z: Tensor) -> Tensor:
     """The value of log q(z) with the derivative with respect to z alone, for any distribution."""
     if not z.requires_grad:
         return log_q.detach()
-    zero = (z - z.detach()) * score(q, z)
+    zero = (z - z.detach()) * draws.score(z)
     return log_q.detach() + (zero.flatten(2).sum(-1) if z.ndim > 2 else zero)

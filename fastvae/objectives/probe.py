@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvae.evaluation.plan import Sizes
+from fastvae.evaluation.plan import OutputSizes
 
 __all__ = ["Probe", "leaves_of", "probe"]
 
@@ -70,7 +70,7 @@ def leaves_of(outputs: Iterable[Tensor]) -> list[Tensor]:
     return list(leaves.values())
 
 
-class _Operators(Sizes):
+class _Operators(OutputSizes):
     """Notes the bytes of every tensor that an operator returns, and refuses statistics over the batch."""
 
     def __torch_dispatch__(

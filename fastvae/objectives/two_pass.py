@@ -14,7 +14,7 @@ from fastvae.distributions import checked_data
 from fastvae.evaluation.arguments import checked_log_prob
 
 from .chunks import Chunks
-from .draws import Draws, score
+from .draws import Draws
 from .estimator import Estimator
 from .probe import leaves_of
 
@@ -107,7 +107,7 @@ class TwoPass:
             return
         per_sample = weights.shape + (1,) * (z.ndim - 2)
         if self.estimator.log_q == "path":
-            dz = dz - score(self.draws.q, z) * (weights * grad).view(per_sample)
+            dz = dz - self.draws.score(z) * (weights * grad).view(per_sample)
         if self.estimator.doubly:
             dz = dz * self.estimator.path_factor(weights).view(per_sample)
         sums.add([z], [dz.to(z.dtype)])

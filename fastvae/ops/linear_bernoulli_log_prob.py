@@ -15,7 +15,7 @@ from .linear_rows import affine, backward_in_chunks, chunks
 
 __all__ = ["linear_bernoulli_log_prob"]
 
-_FEWEST_TO_FOLD = 192  # rows of one datapoint from which weights with its signs cost less than signs on its logits
+_FEWEST_TO_FOLD = 1024  # rows of one datapoint from which weights with its signs cost less than signs on its logits
 _GROUP = 8  # probabilities that are multiplied before one logarithm: their product underflows beyond 11 nats each
 
 
@@ -67,14 +67,29 @@ def _torch_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) ->
     rows, signs = h.view(repeats, num_data, h.shape[1]), 2 * x.to(h.dtype) - 1
     if repeats < _FEWEST_TO_FOLD:
         for i, j in chunks(repeats, num_data, size, h.device):
-            logits = affine(rows[i, j].flatten(0, 1), weight, bias).view(*total[i, j].shape, size)
-            total[i, j] = _of_signed_logits(logits.to(dtype).mul_(signs[j])).view(total[i, j].shape)
+            total[i, j] = _of_block(rows[i, j], weight, bias, signs[j], dtype).view(total[i, j].shape)
         return total.view(-1)
     for n in range(num_data):
         signed = signs[n, :, None] * weight, None if bias is None else signs[n] * bias
         for i, _ in chunks(repeats, 1, size, h.device):
             total[i, n] = _of_rows(rows[i, n], *signed, dtype)
     return total.view(-1)
+
+
+def _of_block(h: Tensor, weight: Tensor, bias: Tensor | None, signs: Tensor, dtype: torch.dtype) -> Tensor:
+    """``sum log sigmoid(signs * (h @ weight.T + bias))``: ``h`` (r, n, H), ``signs`` (n, D) -> (r * n,)."""
+    h, signs = h.flatten(0, 1), signs.expand(h.shape[0], *signs.shape)
+
+    def logits(h: Tensor) -> Tensor:
+        return affine(h, weight, bias).to(dtype)
+
+    signed = logits(h).view(signs.shape).mul_(signs).flatten(0, 1)
+    if signed.device.type != "cpu":
+        return F.logsigmoid(signed).sum(-1)
+    total, underflows = _sum_of_logs(signed.sigmoid_())
+    if underflows.any():
+        total[underflows] = F.logsigmoid(logits(h[underflows]) * signs.flatten(0, 1)[underflows]).sum(-1)
+    return total
 
 
 def _of_rows(h: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

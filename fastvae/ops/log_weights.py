@@ -6,6 +6,7 @@ from torch import Tensor
 from fastvae import reference
 
 from ._dispatch import choose, must_use_definition
+from .likelihood_rows import runs_directly
 
 __all__ = ["empty_log_weights", "merge_log_weights", "update_log_weights"]
 
@@ -66,7 +67,7 @@ def update_log_weights(state: Tensor, log_w: Tensor) -> Tensor:
         raise ValueError(f"log_w must have shape (K, {state.shape[1]}), got {tuple(log_w.shape)}; samples come first")
     if log_w.device != state.device:
         raise ValueError(f"log_w must be on the device of state, got {log_w.device} and {state.device}")
-    if must_use_definition(state, log_w):
+    if must_use_definition(state, log_w) or (runs_directly() and choose(state, log_w) == "torch"):
         return reference.update_log_weights(state, log_w)
     return _update(state.detach(), log_w.detach())
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastvae.evaluation import LogWeights
+from fastvae.evaluation.blocks import levels, whole
 
 F64 = torch.float64
 
@@ -37,6 +38,16 @@ def test_the_curve_is_the_mean_bound_of_groups_of_samples() -> None:
     torch.testing.assert_close(curve.std_error[0], log_w.std(0) / math.sqrt(320))
     assert curve.mean.shape == curve.mean_std_error.shape == (7,)
     torch.testing.assert_close(curve.mean_std_error, curve.std_error.square().sum(1).sqrt() / 3)
+
+
+def test_the_whole_is_what_merging_blocks_two_by_two_gives() -> None:
+    log_w = torch.randn(200, 6, dtype=F64) * 50
+    log_w[::7, 1], log_w[:, 2], log_w[3, 3], log_w[4, 4] = -torch.inf, -torch.inf, torch.nan, torch.inf
+    for weights in (filled(log_w), filled(log_w[:5]), LogWeights(6)):
+        *_, tree = levels(weights.blocks)
+        torch.testing.assert_close(whole(weights.blocks), tree[:, 0], rtol=1e-12, atol=1e-12)
+        for count in (1, 5):
+            assert torch.equal(whole(weights.blocks[..., :count]), whole(weights.blocks)[:, :count])
 
 
 @settings(deadline=None, max_examples=40)
