@@ -73,10 +73,35 @@ def _family_backward(
     grad: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if choose(x, h, weight, unsupported=why_no_kernel(h)) == "triton":
+        return *_triton_backward(x, h, weight, bias, grad, needs), h.new_empty(0)
+
     def grad_logits(x: Tensor, h: Tensor, grad: Tensor) -> Tensor:
         return _categorical_backward(x, _with_levels(x, affine(h, weight, bias)), grad).flatten(1)
 
     return *backward_in_chunks(x, h, weight, grad, grad_logits, needs), h.new_empty(0)
+
+
+def _triton_backward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With the levels of a value as neighbours: only then does a tile of gradients fill whole lines of memory."""
+    from fastvae_kernels import linear_categorical_log_prob as kernels
+
+    shape = (x.shape[1], -1, x.shape[2])  # (A, L, B)
+
+    def grad_logits(x: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+        return kernels.linear_categorical_grad_logits(x, h.contiguous(), neighbours, bias, grad.contiguous())
+
+    neighbours = weight.unflatten(0, shape).transpose(1, 2).flatten(0, 2).contiguous()
+    bias = None if bias is None else bias.view(shape).transpose(1, 2).flatten()
+    grads = backward_in_chunks(x.flatten(1).contiguous(), h, neighbours, grad, grad_logits, needs)
+    levels_last = (x.shape[1], x.shape[2], -1)
+    grad_weight, grad_bias = (
+        value.unflatten(0, levels_last).transpose(1, 2).flatten(0, 2) if needed else value
+        for value, needed in zip(grads[1:], needs[1:], strict=True)
+    )
+    return grads[0], grad_weight, grad_bias
 
 
 def _with_levels(x: Tensor, logits: Tensor) -> Tensor:

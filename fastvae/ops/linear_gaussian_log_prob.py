@@ -104,6 +104,14 @@ def _family_backward(
     grad_log_scale = h.new_empty(0) if log_scale is None else torch.zeros_like(log_scale)
 
     def grad_params(x: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+        if use_triton:
+            from fastvae_kernels import linear_gaussian_log_prob as kernels
+
+            given = (x, h.contiguous(), weight, bias, log_scale, grad.contiguous())
+            by_params, by_shared = kernels.linear_gaussian_grad_params(*given)
+            if by_shared is not None:
+                grad_log_scale.add_(by_shared)
+            return by_params
         params = affine(h, weight, bias)
         by_loc, by_scale = _gaussian_backward(x.flatten(1), *_split(x, params, log_scale), grad)
         if log_scale is not None:
@@ -111,6 +119,10 @@ def _family_backward(
             return by_loc
         return torch.stack([by_loc.view(-1, *x.shape[1:]), by_scale.view(-1, *x.shape[1:])], 2).flatten(1)
 
+    use_triton = choose(x, h, weight, unsupported=why_no_kernel(h, weight)) == "triton"
+    if use_triton:
+        x, weight = x.contiguous(), weight.contiguous()
+        log_scale = None if log_scale is None else log_scale.contiguous()
     return *backward_in_chunks(x, h, weight, grad, grad_params, needs), grad_log_scale
 
 

@@ -46,7 +46,7 @@ def linear_log_prob(
 ) -> Tensor:
     """Check, choose and run: the arguments of the public functions, ``per_value`` parameters (0: any number) for each
     value of ``x``, ``log_scale`` (1 or the size of the event,)."""
-    h, weight, bias = cast_for_autocast(h, weight, bias)  # type: ignore[assignment]
+    h, weight, bias = cast_for_autocast(h, weight, bias if bias is None else bias.contiguous())  # type: ignore[assignment]
     check_linear(h, weight, bias, x, event_dims, per_value)
     rows, data, batch = as_rows(h, x, event_dims)
     inputs = [values for values in (h, weight, bias, log_scale) if values is not None]
