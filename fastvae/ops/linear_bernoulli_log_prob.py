@@ -50,7 +50,9 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x:
     return linear_log_prob("bernoulli", definition, h, weight, bias, x, event_dims, per_value=1)
 
 
-def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _family_forward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None, num_levels: int
+) -> Tensor:
     """``x`` (X, A, B), ``h`` (R, H) -> (R,)."""
     if choose(x, h, weight, unsupported=why_no_kernel(h)) == "triton":
         from fastvae_kernels import linear_bernoulli_log_prob as kernels
@@ -119,6 +121,7 @@ def _family_backward(
     weight: Tensor,
     bias: Tensor | None,
     log_scale: Tensor | None,
+    num_levels: int,
     grad: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

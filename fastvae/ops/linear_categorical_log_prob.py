@@ -52,7 +52,9 @@ def linear_categorical_log_prob(
     return linear_log_prob("categorical", definition, h, weight, bias, x, event_dims, 0, levels_dim)
 
 
-def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _family_forward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None, num_levels: int
+) -> Tensor:
     if choose(x, h, weight, unsupported=why_no_kernel(h)) == "triton":
         from fastvae_kernels import linear_categorical_log_prob as kernels
 
@@ -70,6 +72,7 @@ def _family_backward(
     weight: Tensor,
     bias: Tensor | None,
     log_scale: Tensor | None,
+    num_levels: int,
     grad: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -79,7 +79,9 @@ def _shared(log_scale: Tensor, x: Tensor, event_dims: int) -> Tensor:
         ) from None
 
 
-def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _family_forward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None, num_levels: int
+) -> Tensor:
     if choose(x, h, weight, unsupported=why_no_kernel(h, weight)) == "triton":
         from fastvae_kernels import linear_gaussian_log_prob as kernels
 
@@ -98,6 +100,7 @@ def _family_backward(
     weight: Tensor,
     bias: Tensor | None,
     log_scale: Tensor | None,
+    num_levels: int,
     grad: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

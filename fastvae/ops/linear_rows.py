@@ -26,8 +26,17 @@ __all__ = [
 _CHUNK = {"cpu": 2**20, "cuda": 2**26}
 
 
-def check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, event_dims: int, per_value: int) -> None:
-    """Raise for arguments that do not fit: ``per_value`` parameters for each of the values of ``x``, 0 for any."""
+def check_linear(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    event_dims: int,
+    per_value: int,
+    unit: int | None = None,
+) -> None:
+    """Raise for arguments that do not fit: ``per_value`` parameters for each of the values of ``x``, 0 for any, or any
+    multiple of ``unit``."""
     parts = {"h": h, "weight": weight} | ({} if bias is None else {"bias": bias})
     check_inputs(x, **parts)
     if len({values.dtype for values in parts.values()}) > 1:
@@ -40,9 +49,10 @@ def check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, even
             f"h must have shape (..., H) and weight (outputs, H), got {tuple(h.shape)} and {tuple(weight.shape)}"
         )
     size, outputs = math.prod(x.shape[x.ndim - event_dims :]), weight.shape[0]
-    if outputs != size * per_value and (per_value or outputs == 0 or outputs % max(size, 1)):
+    unit = max(size, 1) if unit is None else unit
+    if outputs != size * per_value and (per_value or outputs == 0 or outputs % unit):
         raise ValueError(
-            f"weight must have {per_value * size if per_value else f'a multiple of {size}'} outputs for the {size} "
+            f"weight must have {per_value * size if per_value else f'a multiple of {unit}'} outputs for the {size} "
             f"values of x in its last {event_dims} dimensions, got weight {tuple(weight.shape)}, x {tuple(x.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:

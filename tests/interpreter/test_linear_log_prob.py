@@ -77,13 +77,16 @@ def test_the_operators_reach_the_kernels_with_gradients(monkeypatch: pytest.Monk
     h, grad = torch.randn(5, 3, 8, requires_grad=True), torch.randn(5, 3)
     x, levels, log_scale = torch.randn(3, 12), torch.randint(4, (3, 2, 3, 2)), torch.randn(12, requires_grad=True)
     one, two, four = (torch.randn(12 * n, 8, requires_grad=True) for n in (1, 2, 4))
-    bias = torch.randn(12 * 4, requires_grad=True)
+    bias, mixture = torch.randn(12 * 4, requires_grad=True), torch.randn(2 * 10 * 6, 8, requires_grad=True)
+    images, pixels = torch.randint(5, (3, 3, 2, 3)), torch.randint(5, (3, 3))
     cases = [
         (lambda ops: ops.linear_gaussian_log_prob(h, two, None, x), (h, two)),
         (lambda ops: ops.linear_gaussian_log_prob(h, one, None, x, log_scale), (h, one, log_scale)),
         (lambda ops: ops.linear_gaussian_log_prob(h, one, None, x, log_scale[0]), (h, one, log_scale)),
         (lambda ops: ops.linear_categorical_log_prob(h, four, bias, levels, 3, -1), (h, four, bias)),
         (lambda ops: ops.linear_categorical_log_prob(h, four, bias, levels, 3, -3), (h, four, bias)),
+        (lambda ops: ops.linear_logistic_mixture_log_prob(h, mixture, None, images, 5), (h, mixture)),
+        (lambda ops: ops.linear_logistic_mixture_log_prob(h, mixture, None, pixels, 5, 1), (h, mixture)),
     ]
     for call, inputs in cases:
         with fastvae.backend("triton"):

@@ -125,7 +125,7 @@ def test_no_more_logits_than_a_chunk_exist(backward: bool) -> None:
         linear_bernoulli_log_prob(h, weight, bias, x)
         if backward:
             rows, grad, needs = h.flatten(0, 1), torch.ones(2000), [True, True, True]
-            FAMILIES["bernoulli"].backward(x[:, None], rows, weight, bias, None, grad, needs)
+            FAMILIES["bernoulli"].backward(x[:, None], rows, weight, bias, None, 0, grad, needs)
     assert largest.elements <= max(linear_rows._CHUNK["cpu"], h.numel())
 
 
@@ -151,8 +151,8 @@ def test_autocast_rounds_the_product_as_it_does_that_of_a_layer() -> None:
 
 def test_is_a_well_formed_operator() -> None:
     inputs = [value.requires_grad_() for value in (torch.randn(6, 4), *layer(9, 4))]
-    torch.library.opcheck(FORWARD, (binary(3, 1, 9), *inputs, None, "bernoulli"))
-    torch.library.opcheck(FORWARD, (binary(3, 1, 9), inputs[0], inputs[1], None, None, "bernoulli"))
+    torch.library.opcheck(FORWARD, (binary(3, 1, 9), *inputs, None, 0, "bernoulli"))
+    torch.library.opcheck(FORWARD, (binary(3, 1, 9), inputs[0], inputs[1], None, None, 0, "bernoulli"))
 
 
 def test_compiles_without_graph_breaks() -> None:
