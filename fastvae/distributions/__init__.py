@@ -5,10 +5,17 @@ from typing import Any
 from .autoregressive import Autoregressive
 from .bernoulli import Bernoulli, BernoulliLikelihood
 from .categorical import Categorical, CategoricalLikelihood
+from .conv_heads import ConvBernoulli, ConvCategorical, ConvGaussian, ConvLogisticMixture, likelihood_of_conv1x1
 from .diagonal_gaussian import DiagonalGaussian
 from .gaussian import Gaussian, GaussianLikelihood
 from .likelihood import ImageDistribution, Likelihood, checked_data
-from .linear_heads import LinearBernoulli, LinearCategorical, LinearGaussian, likelihood_of_linear
+from .linear_heads import (
+    LinearBernoulli,
+    LinearCategorical,
+    LinearGaussian,
+    LinearLogisticMixture,
+    likelihood_of_linear,
+)
 from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
 
 __all__ = [
@@ -17,6 +24,10 @@ __all__ = [
     "BernoulliLikelihood",
     "Categorical",
     "CategoricalLikelihood",
+    "ConvBernoulli",
+    "ConvCategorical",
+    "ConvGaussian",
+    "ConvLogisticMixture",
     "DiagonalGaussian",
     "Gaussian",
     "GaussianLikelihood",
@@ -25,11 +36,13 @@ __all__ = [
     "LinearBernoulli",
     "LinearCategorical",
     "LinearGaussian",
+    "LinearLogisticMixture",
     "LogisticMixture",
     "LogisticMixtureLikelihood",
     "as_likelihood",
     "checked_data",
     "likelihood",
+    "likelihood_of_conv1x1",
     "likelihood_of_linear",
 ]
 

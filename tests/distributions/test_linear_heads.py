@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastvae
-from fastvae.distributions import LinearBernoulli, LinearCategorical, LinearGaussian, linear_heads
+from fastvae.distributions import (
+    LinearBernoulli,
+    LinearCategorical,
+    LinearGaussian,
+    last_layers,
+)
 from fastvae.models import VAE
 from fastvae.ops import likelihood_rows, linear_rows
 
@@ -33,7 +38,7 @@ FAMILIES = [
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small cases run as one operator, in chunks of 20 rows at most."""
     monkeypatch.setattr(likelihood_rows, "FEW", 0)
-    monkeypatch.setattr(linear_heads, "_KEPT", 0)
+    monkeypatch.setattr(last_layers, "_KEPT", 0)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 20 * 24)
 
 
@@ -133,10 +138,10 @@ def test_copies_and_other_dtypes_follow() -> None:
 
 
 def test_few_parameters_are_kept_for_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_heads, "_KEPT", 10**6)
+    monkeypatch.setattr(last_layers, "_KEPT", 10**6)
     distribution = LinearBernoulli(6, SHAPE)(torch.randn(4, 6))
     distribution.log_prob(torch.ones(SHAPE))
-    assert "logits" in vars(distribution)
+    assert "formed" in vars(distribution)
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 0, 3)])
