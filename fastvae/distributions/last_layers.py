@@ -47,7 +47,7 @@ class LastLayer:
         """Whether ``log_prob`` forms the output: for a gradient, if there is little of it."""
         inputs = (x, self.h, self.weight, self.bias, *others)
         needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-        return needs_grad and self.h.numel() // self.weight.shape[1] * self.weight.shape[0] <= _KEPT
+        return needs_grad and self.h.numel() // max(self.weight.shape[1], 1) * self.weight.shape[0] <= _KEPT
 
 
 class LastLinear(LastLayer):

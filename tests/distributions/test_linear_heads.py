@@ -13,6 +13,7 @@ from fastvae.distributions import (
     LinearBernoulli,
     LinearCategorical,
     LinearGaussian,
+    LinearLogisticMixture,
     last_layers,
 )
 from fastvae.models import VAE
@@ -25,6 +26,7 @@ HEADS: list[tuple[Any, dict]] = [
     (LinearGaussian, {"scale": "pixel"}),
     (LinearGaussian, {"scale": 0.5}),
     (LinearCategorical, {"num_levels": 2}),
+    (LinearLogisticMixture, {"num_components": 2, "num_levels": 4}),
 ]
 FAMILIES = [
     "bernoulli",
@@ -45,14 +47,15 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("head_type", "options"), HEADS)
 def test_a_head_is_a_linear_layer_and_its_family(head_type: Any, options: dict) -> None:
     torch.manual_seed(0)
-    head = head_type(6, SHAPE, **options)
+    channels = 3 if head_type is LinearLogisticMixture else 2
+    head = head_type(6, (channels, 3, 4), **options)
     torch.manual_seed(0)
     linear = nn.Linear(6, head.out_features)
     assert torch.equal(head.weight, linear.weight)
     assert torch.equal(head.bias, linear.bias)
     head.load_state_dict(linear.state_dict(), strict=False)
-    h, x = torch.randn(5, 3, 6), torch.randint(0, 2, (3, *SHAPE)).float()
-    got, params = head(h), linear(h).unflatten(-1, (2 * head.family.num_params, 3, 4))
+    h, x = torch.randn(5, 3, 6), torch.randint(0, 2, (3, channels, 3, 4)).float()
+    got, params = head(h), linear(h).unflatten(-1, (head.family.num_maps(channels), 3, 4))
     want = head.family(params)
     assert (got.batch_shape, got.event_shape) == (want.batch_shape, want.event_shape)
     grads = []
