@@ -17,9 +17,6 @@ from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
 
 __all__ = ["LastConv1x1", "LastLayer", "LastLinear", "likelihood_of_layer"]
 
-# parameters that a gradient may keep: below, the layer and the likelihood apart are faster than computing them twice
-_KEPT = 2**24
-
 
 class LastLayer:
     """A layer ``weight`` (P, H), ``bias`` (P,) or None, what enters it, and how its rows make up images."""
@@ -43,11 +40,9 @@ class LastLayer:
         """The sum over the rows of an image."""
         return log_prob
 
-    def forms_output(self, x: Tensor, *others: Tensor | None) -> bool:
-        """Whether ``log_prob`` forms the output: for a gradient, if there is little of it."""
-        inputs = (x, self.h, self.weight, self.bias, *others)
-        needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-        return needs_grad and self.h.numel() // max(self.weight.shape[1], 1) * self.weight.shape[0] <= _KEPT
+    def is_narrow(self) -> bool:
+        """Whether ``log_prob`` forms the output as it takes no more memory than the arguments."""
+        return False
 
 
 class LastLinear(LastLayer):
@@ -83,9 +78,8 @@ class LastConv1x1(LastLayer):
     def total(self, log_prob: Tensor) -> Tensor:
         return log_prob.sum(-1)
 
-    def forms_output(self, x: Tensor, *others: Tensor | None) -> bool:
-        """As well if it is no larger than the input, of which rows are a copy."""
-        return self.weight.shape[0] <= self.weight.shape[1] or super().forms_output(x, *others)
+    def is_narrow(self) -> bool:
+        return self.weight.shape[0] <= self.weight.shape[1]  # rows of pixels are a copy of the input
 
 
 def likelihood_of_layer(family: Likelihood, layer: LastLayer) -> ImageDistribution:
@@ -104,8 +98,8 @@ class _OfLayer(ImageDistribution):
         """The family's distribution of the output; computed once, when it is asked for."""
         return self.family(self.layer.output())
 
-    def _is_formed(self, x: Tensor, *others: Tensor | None) -> bool:
-        return "formed" in vars(self) or self.layer.forms_output(x, *others)
+    def _is_formed(self) -> bool:
+        return "formed" in vars(self) or self.layer.is_narrow()
 
 
 class _BernoulliOfLayer(_OfLayer, Bernoulli):
@@ -116,7 +110,7 @@ class _BernoulliOfLayer(_OfLayer, Bernoulli):
         return self.formed.logits
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        if self._is_formed(x):
+        if self._is_formed():
             return super()._log_prob(x)
         layer = self.layer
         return layer.total(ops.linear_bernoulli_log_prob(*layer.arguments(x), event_dims=layer.event_dims))
@@ -135,9 +129,9 @@ class _GaussianOfLayer(_OfLayer, Gaussian):
         return self.formed.log_scale
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        shared = None if self.family.scale_mode == "pixel" else self.family.log_scale
-        if self._is_formed(x, shared):
+        if self._is_formed():
             return super()._log_prob(x)
+        shared = None if self.family.scale_mode == "pixel" else self.family.log_scale
         layer, dims = self.layer, self.layer.event_dims
         return layer.total(ops.linear_gaussian_log_prob(*layer.arguments(x), shared, dims, params_dim=-dims))
 
@@ -155,7 +149,7 @@ class _CategoricalOfLayer(_OfLayer, Categorical):
         return self.formed.logits
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        if self._is_formed(x):
+        if self._is_formed():
             return super()._log_prob(x)
         layer, dims = self.layer, self.layer.event_dims
         return layer.total(ops.linear_categorical_log_prob(*layer.arguments(x), dims, levels_dim=-dims))
@@ -174,7 +168,7 @@ class _LogisticMixtureOfLayer(_OfLayer, LogisticMixture):
         return self.formed.params
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        if self._is_formed(x):
+        if self._is_formed():
             return super()._log_prob(x)
         layer = self.layer
         return layer.total(ops.linear_logistic_mixture_log_prob(*layer.arguments(x), self.num_levels, layer.event_dims))

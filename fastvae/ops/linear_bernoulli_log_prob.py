@@ -9,6 +9,7 @@ from torch import Tensor
 from fastvae import reference
 
 from ._dispatch import choose
+from .bernoulli_log_prob import bernoulli_log_prob
 from .likelihood_rows import accumulator, why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
 from .linear_rows import affine, backward_in_chunks, chunks
@@ -46,8 +47,12 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x:
         >>> linear_bernoulli_log_prob(h, layer.weight, layer.bias, torch.ones(2, 3)).shape
         torch.Size([5, 2])
     """
+
+    def of_params(x: Tensor, params: Tensor) -> Tensor:
+        return bernoulli_log_prob(x, params.unflatten(-1, x.shape[x.ndim - event_dims :]), event_dims)
+
     definition = partial(reference.linear_bernoulli_log_prob, event_dims=event_dims)
-    return linear_log_prob("bernoulli", definition, h, weight, bias, x, event_dims, per_value=1)
+    return linear_log_prob("bernoulli", definition, of_params, h, weight, bias, x, event_dims, per_value=1)
 
 
 def _family_forward(

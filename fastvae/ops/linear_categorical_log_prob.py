@@ -9,9 +9,10 @@ from fastvae import reference
 from ._dispatch import choose
 from .categorical_log_prob import _backward as _categorical_backward
 from .categorical_log_prob import _forward as _categorical_forward
+from .categorical_log_prob import categorical_log_prob
 from .likelihood_rows import why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
-from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks
+from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks, with_params
 
 __all__ = ["linear_categorical_log_prob"]
 
@@ -48,8 +49,16 @@ def linear_categorical_log_prob(
         torch.Size([5, 2])
     """
     check_params_dim("levels_dim", levels_dim, event_dims)
+
+    def of_params(x: Tensor, params: Tensor) -> Tensor:
+        event = x.shape[x.ndim - event_dims :]
+        num_levels = weight.shape[0] // max(event.numel(), 1)
+        return categorical_log_prob(
+            x, params.unflatten(-1, with_params(event, num_levels, levels_dim)), event_dims, levels_dim
+        )
+
     definition = partial(reference.linear_categorical_log_prob, event_dims=event_dims, levels_dim=levels_dim)
-    return linear_log_prob("categorical", definition, h, weight, bias, x, event_dims, 0, levels_dim)
+    return linear_log_prob("categorical", definition, of_params, h, weight, bias, x, event_dims, 0, levels_dim)
 
 
 def _family_forward(

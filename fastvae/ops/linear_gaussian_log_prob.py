@@ -10,9 +10,10 @@ from fastvae import reference
 from ._dispatch import choose
 from .gaussian_log_prob import _backward as _gaussian_backward
 from .gaussian_log_prob import _forward as _gaussian_forward
+from .gaussian_log_prob import gaussian_log_prob
 from .likelihood_rows import accumulator, check_inputs, why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
-from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks
+from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks, with_params
 
 __all__ = ["linear_gaussian_log_prob"]
 
@@ -59,9 +60,17 @@ def linear_gaussian_log_prob(
     dim = -event_dims - 1 if params_dim is None else params_dim
     check_params_dim("params_dim", dim, event_dims)
     shared = None if log_scale is None else _shared(log_scale, x, event_dims).to(accumulator(h))
+
+    def of_params(x: Tensor, params: Tensor) -> Tensor:
+        event = x.shape[x.ndim - event_dims :]
+        if log_scale is not None:
+            return gaussian_log_prob(x, params.unflatten(-1, event), log_scale, event_dims)
+        both = params.unflatten(-1, with_params(event, 2, dim))
+        return gaussian_log_prob(x, both.select(dim, 0), both.select(dim, 1), event_dims)
+
     definition = partial(reference.linear_gaussian_log_prob, log_scale=log_scale, event_dims=event_dims, params_dim=dim)
     return linear_log_prob(
-        "gaussian", definition, h, weight, bias, x, event_dims, 2 if log_scale is None else 1, dim, shared
+        "gaussian", definition, of_params, h, weight, bias, x, event_dims, 2 if log_scale is None else 1, dim, shared
     )
 
 

@@ -12,6 +12,7 @@ from .likelihood_rows import why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
 from .linear_rows import affine, backward_in_chunks, forward_in_chunks
 from .logistic_mixture_blocks import backward_in_blocks, forward_in_blocks
+from .logistic_mixture_log_prob import logistic_mixture_log_prob
 
 __all__ = ["linear_logistic_mixture_log_prob"]
 
@@ -58,11 +59,17 @@ def linear_logistic_mixture_log_prob(
     channels, *sites = x.shape[x.ndim - event_dims :]
     if channels not in (1, 3):
         raise ValueError(f"x must have 1 or 3 channels in front of its event, got {channels} of {tuple(x.shape)}")
-    unit = (3 if channels == 1 else 10) * math.prod(sites)
+    num_sites = math.prod(sites)
+
+    def of_params(x: Tensor, params: Tensor) -> Tensor:
+        images = x.reshape(*x.shape[: x.ndim - event_dims], channels, num_sites, 1)
+        return logistic_mixture_log_prob(images, params.unflatten(-1, (-1, num_sites, 1)), num_levels)
+
     definition = partial(reference.linear_logistic_mixture_log_prob, num_levels=num_levels, event_dims=event_dims)
+    unit = max(1, (3 if channels == 1 else 10) * num_sites)
     return linear_log_prob(
-        "logistic_mixture", definition, h, weight, bias, x, event_dims, 0, -event_dims,
-        num_levels=num_levels, unit=max(unit, 1), factors=(0.25, 0.25),
+        "logistic_mixture", definition, of_params, h, weight, bias, x, event_dims, 0, -event_dims,
+        num_levels=num_levels, unit=unit,
     )  # fmt: skip
 
 

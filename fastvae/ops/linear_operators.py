@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._dispatch import choose, must_use_definition
-from .likelihood_rows import accumulator, is_small, runs_directly
+from .likelihood_rows import accumulator, is_small, needs_grad, runs_directly
 from .linear_rows import as_rows, cast_for_autocast, check_linear
 
 __all__ = ["FAMILIES", "Family", "linear_log_prob"]
@@ -31,10 +32,15 @@ class Family:
 
 FAMILIES: dict[str, Family] = {}
 
+# parameters that a gradient may keep, 64 MB in float32: up to there the layer and the likelihood apart are faster than
+# computing them twice
+_KEPT = 2**24
+
 
 def linear_log_prob(
     family: str,
     definition: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor],
+    of_params: Callable[[Tensor, Tensor], Tensor],
     h: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -45,20 +51,22 @@ def linear_log_prob(
     log_scale: Tensor | None = None,
     num_levels: int = 0,
     unit: int | None = None,
-    factors: tuple[float, float] = (0.5, 2.0),
 ) -> Tensor:
     """Check, choose and run: the arguments of the public functions, ``per_value`` parameters (0: any number) for each
-    value of ``x`` or any multiple of ``unit``, ``log_scale`` (1 or the size of the event,), ``factors`` of
-    :func:`is_small` without and with a gradient: one pass pays from 256 rows of 784 on, but with a gradient it computes
-    the parameters twice."""
+    value of ``x`` or any multiple of ``unit``, ``log_scale`` (1 or the size of the event,).
+    ``of_params(x, params)`` is the likelihood apart, of the output (..., P) of the layer.
+    """
     h, weight, bias = cast_for_autocast(h, weight, bias if bias is None else bias.contiguous())  # type: ignore[assignment]
     check_linear(h, weight, bias, x, event_dims, per_value, unit)
     rows, data, batch = as_rows(h, x, event_dims)
     inputs = [values for values in (h, weight, bias, log_scale) if values is not None]
-    use_torch = choose(data, rows, weight) == "torch"
-    few = is_small(rows.shape[0] * weight.shape[0], *inputs, factor=factors[0], factor_with_grad=factors[1])
-    if x.requires_grad or must_use_definition(x, *inputs) or (use_torch and few):
+    if x.requires_grad or must_use_definition(x, *inputs):
         return definition(h, weight, bias, x).expand(batch)
+    size = rows.shape[0] * weight.shape[0]
+    is_kept = needs_grad(*inputs) and size <= _KEPT
+    use_torch = choose(data, rows, weight, preferred=not is_kept) == "torch"
+    if use_torch and (is_kept or is_small(size, *inputs, factor=0.5)):
+        return of_params(x, F.linear(h, weight, bias)).expand(batch)
     event = x.shape[x.ndim - event_dims :]
     before = math.prod(event[: event_dims + 1 + params_dim])
     data = data.reshape(data.shape[0], before, math.prod(event) // max(before, 1))

@@ -19,6 +19,7 @@ __all__ = [
     "check_params_dim",
     "chunks",
     "forward_in_chunks",
+    "with_params",
 ]
 
 # parameters (logits, means) of the likelihood that exist at once: 4 MB in float32 stay in the cache of a CPU, where
@@ -63,6 +64,12 @@ def check_params_dim(name: str, dim: int, event_dims: int) -> None:
     """Raise unless ``dim`` is one of the last dimensions of an event with one more."""
     if not -event_dims - 1 <= dim <= -1:
         raise ValueError(f"{name} must be between {-event_dims - 1} and -1, got {dim}")
+
+
+def with_params(event: torch.Size, size: int, dim: int) -> torch.Size:
+    """``event`` with one more dimension, at the negative index ``dim`` of the result."""
+    at = len(event) + 1 + dim
+    return torch.Size((*event[:at], size, *event[at:]))
 
 
 def cast_for_autocast(*tensors: Tensor | None) -> list[Tensor | None]:

@@ -13,6 +13,7 @@ from fastvae.ops import (
     linear_categorical_log_prob,
     linear_gaussian_log_prob,
     linear_logistic_mixture_log_prob,
+    linear_operators,
     linear_rows,
 )
 
@@ -20,6 +21,7 @@ from fastvae.ops import (
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood_rows, "FEW", 0)
+    monkeypatch.setattr(linear_operators, "_KEPT", 0)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 7 * 24)
 
 
@@ -101,6 +103,20 @@ def test_error_in_float32_is_at_most_twice_that_of_torch(
     exact = functions[1](h.double(), weight.double(), bias.double(), x)
     error, allowed = (ours - exact).abs(), 2 * (torchs - exact).abs() + 1e-6 * (1 + exact.abs())
     assert (error <= allowed).all()
+
+
+@pytest.mark.parametrize(("functions", "event", "outputs"), CASES)
+def test_few_parameters_are_kept_for_the_gradient(
+    functions: tuple[Callable, Callable], event: tuple[int, ...], outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_operators, "_KEPT", 10**6)
+    monkeypatch.setattr(linear_operators, "_forward", None)  # the operator that computes them twice
+    torch.manual_seed(0)
+    x = torch.randint(0, 5, (3, *event))
+    inputs = [value.requires_grad_() for value in (torch.randn(4, 3, 6, dtype=torch.float64), *layer(outputs))]
+    ours, want = (function(*inputs, x) for function in functions)
+    torch.testing.assert_close(ours, want)
+    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), inputs) for value in (ours, want)))
 
 
 def test_pixels_of_a_1x1_convolution_are_rows() -> None:
