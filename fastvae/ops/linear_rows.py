@@ -25,6 +25,8 @@ __all__ = [
 # parameters (logits, means) of the likelihood that exist at once: 4 MB in float32 stay in the cache of a CPU, where
 # smaller chunks run fewer threads; on CUDA, without our kernels, a fraction of its memory that keeps it busy
 _CHUNK = {"cpu": 2**20, "cuda": 2**26}
+# where rows are wide, up to four times as many: a product of fewer rows reads the weights more often than it should
+_FEWEST_ROWS = 256
 
 
 def check_linear(
@@ -100,7 +102,8 @@ def affine(h: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
 
 def chunks(repeats: int, num_data: int, row_size: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Slices (of the repeats, of the data) whose rows of ``row_size`` parameters are as many as may exist at once."""
-    most = max(1, _CHUNK["cuda" if device.type == "cuda" else "cpu"] // max(row_size, 1))
+    chunk = _CHUNK["cuda" if device.type == "cuda" else "cpu"]
+    most = max(1, chunk // max(row_size, 1), min(_FEWEST_ROWS, 4 * chunk // max(row_size, 1)))
     data = max(1, min(num_data, most))
     # even parts: a last chunk of few rows would run as long as one of many
     parts = -(-repeats // max(1, most // data))

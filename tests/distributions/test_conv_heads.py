@@ -37,6 +37,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small cases run as one operator, in several chunks."""
     monkeypatch.setattr(likelihood_rows, "FEW", 0)
     monkeypatch.setattr(linear_operators, "_KEPT", 0)
+    monkeypatch.setattr(linear_rows, "_FEWEST_ROWS", 1)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 30 * 24)
 
 

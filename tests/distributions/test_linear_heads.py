@@ -40,6 +40,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small cases run as one operator, in chunks of 20 rows at most."""
     monkeypatch.setattr(likelihood_rows, "FEW", 0)
     monkeypatch.setattr(linear_operators, "_KEPT", 0)
+    monkeypatch.setattr(linear_rows, "_FEWEST_ROWS", 1)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 20 * 24)
 
 

@@ -7,7 +7,7 @@ from fastvae_kernels.linear_gaussian_log_prob import linear_gaussian_forward, li
 
 import fastvae
 from fastvae import ops, reference
-from fastvae.ops import linear_rows
+from fastvae.ops import linear_operators, linear_rows
 
 # (X, repeats, A, B, H): fewer and more than a tile, several channels, steps that leave a rest
 SHAPES = [(1, 1, 1, 1, 1), (3, 6, 2, 5, 40), (2, 35, 1, 70, 17)]
@@ -73,6 +73,8 @@ def test_a_value_that_is_no_level_has_probability_zero() -> None:
 
 
 def test_the_operators_reach_the_kernels_with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_rows, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(linear_operators, "_KEPT", 0)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 200)  # several chunks
     h, grad = torch.randn(5, 3, 8, requires_grad=True), torch.randn(5, 3)
     x, levels, log_scale = torch.randn(3, 12), torch.randint(4, (3, 2, 3, 2)), torch.randn(12, requires_grad=True)

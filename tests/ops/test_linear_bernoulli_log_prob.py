@@ -30,6 +30,7 @@ def no_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small cases go through the operator, several chunks each."""
     monkeypatch.setattr(likelihood_rows, "FEW", 0)
     monkeypatch.setattr(linear_operators, "_KEPT", 0)
+    monkeypatch.setattr(linear_rows, "_FEWEST_ROWS", 1)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 40 * 100)
 
 

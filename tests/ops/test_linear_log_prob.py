@@ -22,6 +22,7 @@ from fastvae.ops import (
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likelihood_rows, "FEW", 0)
     monkeypatch.setattr(linear_operators, "_KEPT", 0)
+    monkeypatch.setattr(linear_rows, "_FEWEST_ROWS", 1)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 7 * 24)
 
 
