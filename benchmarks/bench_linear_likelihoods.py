@@ -1,10 +1,14 @@
-"""A last linear layer with its likelihood in one operator: against the two apart, and against the product alone.
+"""A last linear layer, or 1x1 convolution, with its likelihood in one operator: against the two apart, and against the
+product alone.
 
-FASTVAE_BENCH=tiny shrinks every case to a rehearsal; FASTVAE_BENCH_COMPILE=1 adds torch.compile of the plain code.
+FASTVAE_BENCH=tiny shrinks every case to a rehearsal; FASTVAE_BENCH_COMPILE=1 adds torch.compile of the plain code
+(minutes on a CPU).
 """
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,90 +17,168 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import memory
+from benchmarks.bench_likelihoods import pixelcnn_pp
 from benchmarks.environment import device
 from benchmarks.pairs import interleaved, synchronized
 from fastvae import ops, reference
 
 DEVICE = device()
 TINY = os.environ.get("FASTVAE_BENCH") == "tiny"
+COMPILE = os.environ.get("FASTVAE_BENCH_COMPILE") == "1"
 ROUNDS, MIN_SECONDS = (3, 1e-4) if TINY else (9, 0.01)
 INNER = 8 if TINY else 200
 SAMPLES = 40 if TINY else 5000 if DEVICE == "cpu" else 100_000
-FAMILIES = ["bernoulli", "gaussian", "categorical-256"]
+SIDE = 4 if TINY else 32
+IMAGES = 2 if TINY else 16 if DEVICE == "cpu" else 512  # that enter a 1x1 convolution, of 64 channels
 BASELINE = "eager"
+Function = Callable[..., Tensor]
 
 
-def plain(family: str, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """The layer, then the likelihood, as one writes them."""
+@dataclass(frozen=True)
+class Case:
+    """A layer with a likelihood: how many values an image has, parameters for each, rows, and functions of (h, weight,
+    bias, x). A layer of pixels is a convolution to the eager code."""
+
+    size: int
+    per_value: int
+    samples: int
+    plain: Function
+    fused: Function
+    exact: Function
+
+    def make(self) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        h = torch.randn(self.samples, 1, INNER, device=DEVICE).tanh()
+        weight = torch.randn(self.size * self.per_value, INNER, device=DEVICE) * 0.05
+        return h, weight, torch.zeros(len(weight), device=DEVICE), torch.ones(1, self.size, device=DEVICE)
+
+
+@dataclass(frozen=True)
+class ConvCase(Case):
+    """``size`` channels of an image, ``per_value`` parameters for each, or for all three together."""
+
+    def make(self) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        outputs, inner = self.per_value * (1 if self.per_value == 100 else self.size), 8 if TINY else 64
+        h = torch.randn(self.samples, inner, SIDE, SIDE, device=DEVICE).tanh()
+        weight = torch.randn(outputs, inner, device=DEVICE) * 0.05
+        x = torch.randint(0, 256, (self.samples, self.size, SIDE, SIDE), device=DEVICE).float()
+        return h, weight, torch.zeros(outputs, device=DEVICE), x
+
+
+def bernoulli(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     out = F.linear(h, weight, bias)
-    if family == "bernoulli":
-        return -F.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(-1)
-    if family == "gaussian":
-        loc, log_scale = out.chunk(2, -1)
-        return torch.distributions.Normal(loc, log_scale.exp(), validate_args=False).log_prob(x).sum(-1)
-    logits = out.unflatten(-1, (x.shape[-1], 256)).log_softmax(-1)
+    return -F.binary_cross_entropy_with_logits(out, x.expand_as(out), reduction="none").sum(-1)
+
+
+def gaussian(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    loc, log_scale = F.linear(h, weight, bias).chunk(2, -1)
+    return torch.distributions.Normal(loc, log_scale.exp(), validate_args=False).log_prob(x).sum(-1)
+
+
+def categorical(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    logits = F.linear(h, weight, bias).unflatten(-1, (x.shape[-1], 256)).log_softmax(-1)
     return logits.gather(-1, x.long().expand(logits.shape[:-1])[..., None]).sum((-1, -2))
 
 
-def fused(family: str, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    if family == "bernoulli":
-        return ops.linear_bernoulli_log_prob(h, weight, bias, x)
-    if family == "gaussian":
-        return ops.linear_gaussian_log_prob(h, weight, bias, x)
-    return ops.linear_categorical_log_prob(h, weight, bias, x)
+def linear(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return F.linear(h, weight, bias)
 
 
-def exact(family: str, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    h, weight, bias = h.double(), weight.double(), bias.double()
-    if family == "bernoulli":
-        return reference.linear_bernoulli_log_prob(h, weight, bias, x, 1)
-    if family == "gaussian":
-        return reference.linear_gaussian_log_prob(h, weight, bias, x, None, 1, -2)
-    return reference.linear_categorical_log_prob(h, weight, bias, x, 1, -1)
+def conv(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return F.conv2d(h, weight[..., None, None], bias)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {BASELINE: plain, "fastvae": fused}
-if os.environ.get("FASTVAE_BENCH_COMPILE") == "1":
-    IMPLEMENTATIONS["compiled"] = torch.compile(plain)
+def conv_categorical(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    logits = conv(h, weight, bias, x).unflatten(1, (x.shape[1], 256))
+    return -F.cross_entropy(logits.movedim(2, 1), x.long(), reduction="none").flatten(1).sum(1)
 
 
-def case(family: str) -> tuple[Tensor, ...]:
-    """784 values of one image, or 48 for the 256 levels; samples that give parameters of about the same size."""
-    torch.manual_seed(0)
-    size, per_value = {"bernoulli": (784, 1), "gaussian": (784, 2), "categorical-256": (48, 256)}[family]
-    size, samples = (4, SAMPLES) if TINY else (size, SAMPLES // (1 if per_value < 3 else 10))
-    h = torch.randn(samples, 1, INNER, device=DEVICE).tanh()
-    weight = torch.randn(size * per_value, INNER, device=DEVICE) * 0.05
-    return h, weight, torch.zeros(size * per_value, device=DEVICE), torch.ones(1, size, device=DEVICE)
+def conv_mixture(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return pixelcnn_pp(x, conv(h, weight, bias, x))
 
 
-def with_gradients(call: Callable[..., Tensor], family: str, tensors: tuple[Tensor, ...]) -> Callable[[], Any]:
+def of_pixels(function: Function) -> Function:
+    """``function`` of rows that are pixels, as the heads of 1x1 convolutions call it."""
+
+    def call(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        rows, data = (values.flatten(-2).transpose(-1, -2) for values in (h, x))
+        return function(rows, weight, bias, data).sum(-1)
+
+    return call
+
+
+CASES: dict[str, Case] = {
+    "bernoulli": Case(
+        784, 1, SAMPLES, bernoulli,
+        ops.linear_bernoulli_log_prob,
+        lambda *t: reference.linear_bernoulli_log_prob(*t, 1),
+    ),
+    "gaussian": Case(
+        784, 2, SAMPLES, gaussian,
+        ops.linear_gaussian_log_prob,
+        lambda *t: reference.linear_gaussian_log_prob(*t, None, 1, -2),
+    ),
+    "categorical-256": Case(
+        4 if TINY else 48, 256, SAMPLES // 10, categorical,
+        ops.linear_categorical_log_prob,
+        lambda *t: reference.linear_categorical_log_prob(*t, 1, -1),
+    ),
+    f"categorical-256 of a 1x1 convolution, {IMAGES // 4 or 1} x 3 x {SIDE} x {SIDE}": ConvCase(
+        3, 256, IMAGES // 4 or 1, conv_categorical,
+        of_pixels(ops.linear_categorical_log_prob),
+        of_pixels(lambda *t: reference.linear_categorical_log_prob(*t, 1, -1)),
+    ),
+    f"10 logistics of a 1x1 convolution, {IMAGES} x 3 x {SIDE} x {SIDE}": ConvCase(
+        3, 100, IMAGES, conv_mixture,
+        of_pixels(lambda *t: ops.linear_logistic_mixture_log_prob(*t, 256, 1)),
+        of_pixels(lambda *t: reference.linear_logistic_mixture_log_prob(*t, 256, 1)),
+    ),
+}  # fmt: skip
+for family in ("bernoulli", "gaussian", "categorical-256"):  # more than a gradient should keep
+    many = CASES[family].samples * 8
+    CASES[f"{family}, {many} rows"] = replace(CASES[family], samples=many)
+
+
+@cache
+def implementations(case: str) -> dict[str, Function]:
+    found = {BASELINE: CASES[case].plain, "fastvae": CASES[case].fused}
+    if COMPILE:
+        found["compiled"] = torch.compile(CASES[case].plain, dynamic=False)  # as fast as it can be at each size
+    product = conv if isinstance(CASES[case], ConvCase) else linear
+    return found | {"product alone": product}
+
+
+def with_gradients(function: Function, tensors: tuple[Tensor, ...]) -> Callable[[], Any]:
     *inputs, x = tensors
     inputs = [value.clone().requires_grad_() for value in inputs]
-    return lambda: torch.autograd.grad(call(family, *inputs, x).sum(), inputs)
+    return lambda: torch.autograd.grad(function(*inputs, x).sum(), inputs)
 
 
 @pytest.mark.parametrize("direction", ["forward", "forward and backward"])
 @pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=pytest.mark.benchmark(group=f"last layer with likelihood, {f}")) for f in FAMILIES],
+    ("name", "case"),
+    [
+        pytest.param(name, case, marks=pytest.mark.benchmark(group=f"last layer with likelihood, {case}"))
+        for case in CASES
+        for name in implementations(case)
+    ],
 )
-@pytest.mark.parametrize("name", [*IMPLEMENTATIONS, "product alone"])
-def test_linear_likelihood(benchmark: Any, name: str, family: str, direction: str) -> None:
-    tensors = case(family)
+def test_linear_likelihood(benchmark: Any, name: str, case: str, direction: str) -> None:
+    tensors, functions = CASES[case].make(), implementations(case)
     h, weight, bias, x = tensors
-    implementation = IMPLEMENTATIONS.get(name, lambda _, h, weight, bias, x: F.linear(h, weight, bias))
     if name != "product alone":
-        few = (h[:20], weight, bias, x)
-        torch.testing.assert_close(implementation(family, *few).double(), exact(family, *few), rtol=1e-4, atol=1e-2)
+        few = (h[:20], weight, bias, x if len(x) == 1 else x[:20])
+        exact = CASES[case].exact(*(value.double() for value in few))
+        torch.testing.assert_close(functions[name](*few).double(), exact, rtol=1e-4, atol=1e-2)
     if direction == "forward":
-        ours, theirs = (torch.no_grad()(lambda f=f: f(family, *tensors)) for f in (implementation, plain))
+        ours, theirs = (torch.no_grad()(lambda f=functions[n]: f(*tensors)) for n in (name, BASELINE))
     else:
-        ours, theirs = (with_gradients(f, family, tensors) for f in (implementation, plain))
-    pairs = interleaved(ours, theirs, rounds=ROUNDS, min_seconds=MIN_SECONDS)
+        ours, theirs = (with_gradients(functions[n], tensors) for n in (name, BASELINE))
+    pairs = interleaved(ours, theirs, rounds=3 if case.endswith("rows") else ROUNDS, min_seconds=MIN_SECONDS)
     benchmark.pedantic(synchronized(ours), rounds=3)
     products = 1 if direction == "forward" else 3
-    operations = 2 * products * h.shape[0] * weight.numel()
+    operations = 2 * products * h.numel() * weight.shape[0]
     benchmark.extra_info.update(
         pairs,
         implementation=f"{name}, {direction}",

@@ -7,12 +7,19 @@ from .autoregressive_gaussian import AutoregressiveGaussian
 from .bernoulli import Bernoulli, BernoulliLikelihood
 from .categorical import Categorical, CategoricalLikelihood
 from .chained import Chained
+from .conv_heads import ConvBernoulli, ConvCategorical, ConvGaussian, ConvLogisticMixture, likelihood_of_conv1x1
 from .diagonal_gaussian import DiagonalGaussian
 from .flows import Flow
 from .full_gaussian import FullGaussian
 from .gaussian import Gaussian, GaussianLikelihood
 from .likelihood import ImageDistribution, Likelihood, checked_data
-from .linear_heads import LinearBernoulli, LinearCategorical, LinearGaussian, likelihood_of_linear
+from .linear_heads import (
+    LinearBernoulli,
+    LinearCategorical,
+    LinearGaussian,
+    LinearLogisticMixture,
+    likelihood_of_linear,
+)
 from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
 from .mixture import Mixture
 from .priors import AutoregressivePrior, MixturePrior, Prior, StandardNormal, VampPrior, as_prior
@@ -37,6 +44,10 @@ __all__ = [
     "Categorical",
     "CategoricalLikelihood",
     "Chained",
+    "ConvBernoulli",
+    "ConvCategorical",
+    "ConvGaussian",
+    "ConvLogisticMixture",
     "CouplingProposal",
     "DiagonalGaussian",
     "DiagonalProposal",
@@ -51,6 +62,7 @@ __all__ = [
     "LinearBernoulli",
     "LinearCategorical",
     "LinearGaussian",
+    "LinearLogisticMixture",
     "LogisticMixture",
     "LogisticMixtureLikelihood",
     "Mixture",
@@ -65,6 +77,7 @@ __all__ = [
     "as_proposal",
     "checked_data",
     "likelihood",
+    "likelihood_of_conv1x1",
     "likelihood_of_linear",
 ]
 

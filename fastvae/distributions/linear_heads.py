@@ -1,24 +1,18 @@
-"""Likelihoods whose parameters are the output of a last linear layer: ``log_prob`` never forms that output in full."""
+"""Last linear layers with a likelihood: they give the distribution, whose ``log_prob`` never forms their output."""
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastvae import ops
-
-from .bernoulli import Bernoulli, BernoulliLikelihood
-from .categorical import Categorical, CategoricalLikelihood
-from .gaussian import Gaussian, GaussianLikelihood
+from .bernoulli import BernoulliLikelihood
+from .categorical import CategoricalLikelihood
+from .gaussian import GaussianLikelihood
+from .last_layers import LastLinear, likelihood_of_layer
 from .likelihood import ImageDistribution, Likelihood
+from .logistic_mixture import LogisticMixtureLikelihood
 
-__all__ = ["LinearBernoulli", "LinearCategorical", "LinearGaussian", "likelihood_of_linear"]
-
-# parameters that a gradient may keep: below, the layer and the likelihood apart are faster than computing them twice
-_KEPT = 2**24
+__all__ = ["LinearBernoulli", "LinearCategorical", "LinearGaussian", "LinearLogisticMixture", "likelihood_of_linear"]
 
 
 def likelihood_of_linear(
@@ -26,9 +20,8 @@ def likelihood_of_linear(
 ) -> ImageDistribution:
     """What ``family`` makes of the output of a linear layer, computed only where it is asked for.
 
-    ``log_prob`` of the Bernoulli, Gaussian and categorical families runs as one operator with the layer, in memory that
-    does not grow with the output; ``mean``, ``sample`` and the parameters form the output. Other families are given the
-    output at once.
+    ``log_prob`` runs as one operator with the layer, in memory that does not grow with the output; ``mean``, ``sample``
+    and the parameters form the output. Families that are not ours are given the output at once.
 
     Args:
         family: of ``fastvae.distributions``.
@@ -45,98 +38,7 @@ def likelihood_of_linear(
         >>> likelihood_of_linear(BernoulliLikelihood(), h, weight, None, (1, 3, 3)).log_prob(torch.ones(1, 3, 3)).shape
         torch.Size([5])
     """
-    if type(family) is BernoulliLikelihood:
-        return _BernoulliOfLinear(h, weight, bias, event_shape)
-    if type(family) is GaussianLikelihood:
-        return _GaussianOfLinear(h, weight, bias, event_shape, family)
-    if type(family) is CategoricalLikelihood:
-        return _CategoricalOfLinear(h, weight, bias, event_shape, family)
-    return _formed(family, h, weight, bias, event_shape)
-
-
-def _formed(
-    family: Likelihood, h: Tensor, weight: Tensor, bias: Tensor | None, event_shape: Sequence[int]
-) -> ImageDistribution:
-    channels, *sites = event_shape
-    return family(F.linear(h, weight, bias).unflatten(-1, (family.num_maps(channels), *sites)))
-
-
-def _forms_params(x: Tensor, h: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether the parameters are formed for a gradient, because they are few."""
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, weight, *others))
-    return needs_grad and h.shape[:-1].numel() * weight.shape[0] <= _KEPT
-
-
-class _BernoulliOfLinear(Bernoulli):
-    def __init__(self, h: Tensor, weight: Tensor, bias: Tensor | None, event_shape: Sequence[int]) -> None:
-        ImageDistribution.__init__(self, torch.Size((*h.shape[:-1], *event_shape)))
-        self.linear = h, weight, bias
-
-    @cached_property
-    def logits(self) -> Tensor:  # type: ignore[override] # computed once, when it is asked for
-        return F.linear(*self.linear).unflatten(-1, self.event_shape)
-
-    def _log_prob(self, x: Tensor) -> Tensor:
-        if "logits" in vars(self) or _forms_params(x, *self.linear):
-            return super()._log_prob(x)
-        return ops.linear_bernoulli_log_prob(*self.linear, x, event_dims=3)
-
-
-class _GaussianOfLinear(Gaussian):
-    def __init__(
-        self,
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        event_shape: Sequence[int],
-        family: GaussianLikelihood,
-    ) -> None:
-        ImageDistribution.__init__(self, torch.Size((*h.shape[:-1], *event_shape)))
-        self.linear, self.family = (h, weight, bias), family
-        self.shared = None if family.scale_mode == "pixel" else family.log_scale
-
-    @cached_property
-    def _params(self) -> Gaussian:
-        return cast(Gaussian, _formed(self.family, *self.linear, self.event_shape))
-
-    @property
-    def loc(self) -> Tensor:  # type: ignore[override]
-        return self._params.loc
-
-    @property
-    def log_scale(self) -> Tensor:  # type: ignore[override]
-        return self._params.log_scale
-
-    def _log_prob(self, x: Tensor) -> Tensor:
-        if "_params" in vars(self) or _forms_params(x, *self.linear, self.shared):
-            return super()._log_prob(x)
-        return ops.linear_gaussian_log_prob(*self.linear, x, self.shared, event_dims=3, params_dim=-3)
-
-
-class _CategoricalOfLinear(Categorical):
-    def __init__(
-        self,
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        event_shape: Sequence[int],
-        family: CategoricalLikelihood,
-    ) -> None:
-        ImageDistribution.__init__(self, torch.Size((*h.shape[:-1], *event_shape)))
-        self.linear, self.family = (h, weight, bias), family
-
-    @property
-    def num_levels(self) -> int:
-        return self.family.num_levels
-
-    @cached_property
-    def logits(self) -> Tensor:  # type: ignore[override]
-        return cast(Categorical, _formed(self.family, *self.linear, self.event_shape)).logits
-
-    def _log_prob(self, x: Tensor) -> Tensor:
-        if "logits" in vars(self) or _forms_params(x, *self.linear):
-            return super()._log_prob(x)
-        return ops.linear_categorical_log_prob(*self.linear, x, event_dims=3, levels_dim=-3)
+    return likelihood_of_layer(family, LastLinear(h, weight, bias, torch.Size(event_shape)))
 
 
 class _LinearHead(nn.Linear):
@@ -248,3 +150,32 @@ class LinearCategorical(_LinearHead):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, event_shape, CategoricalLikelihood(num_levels), bias, device, dtype)
+
+
+class LinearLogisticMixture(_LinearHead):
+    """As :class:`LinearBernoulli` for images with many integer levels, one channel or three: mixtures of discretised
+    logistics whose channels follow each other (see :class:`LogisticMixture`); the output of the layer has shape
+    (3 K, H, W) or (10 K, H, W).
+
+    Args:
+        num_components: K.
+        num_levels: L.
+
+    Example:
+        >>> head = LinearLogisticMixture(16, (3, 8, 8), num_components=2)
+        >>> head(torch.zeros(5, 2, 16)).log_prob(torch.ones(2, 3, 8, 8)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        event_shape: Sequence[int],
+        num_components: int = 10,
+        num_levels: int = 256,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        family = LogisticMixtureLikelihood(num_components, num_levels)
+        super().__init__(in_features, event_shape, family, bias, device, dtype)

@@ -70,6 +70,9 @@ class LogisticMixture(ImageDistribution):
         self._check_shape(x)
         if not is_checked():
             check_levels(LogisticMixtureLikelihood.name, x, self.num_levels)
+        return self._log_prob(x)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
         return ops.logistic_mixture_log_prob(x, self.params, self.num_levels)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

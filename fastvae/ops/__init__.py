@@ -8,6 +8,7 @@ from .gaussian_log_prob import gaussian_log_prob
 from .linear_bernoulli_log_prob import linear_bernoulli_log_prob
 from .linear_categorical_log_prob import linear_categorical_log_prob
 from .linear_gaussian_log_prob import linear_gaussian_log_prob
+from .linear_logistic_mixture_log_prob import linear_logistic_mixture_log_prob
 from .locally_masked_conv2d import locally_masked_conv2d
 from .log_weights import empty_log_weights, merge_log_weights, update_log_weights
 from .logistic_mixture_log_prob import logistic_mixture_log_prob, logistic_mixture_parts
@@ -33,6 +34,7 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "linear_gaussian_log_prob",
+    "linear_logistic_mixture_log_prob",
     "locally_masked_conv2d",
     "logistic_mixture_log_prob",
     "logistic_mixture_parts",

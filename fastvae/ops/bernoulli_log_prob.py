@@ -24,7 +24,9 @@ from .likelihood_rows import (
     widened,
 )
 
-__all__ = ["bernoulli_log_prob"]
+__all__ = ["bernoulli_log_prob", "of_signed_logits", "sum_of_logs"]
+
+_GROUP = 8  # probabilities that are multiplied before one logarithm: their product underflows beyond 11 nats each
 
 
 def bernoulli_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3) -> Tensor:
@@ -114,17 +116,41 @@ def _torch_forward(x: Tensor, logits: Tensor) -> Tensor:
     (num_data, size), repeats = x.shape, logits.shape[0] // max(x.shape[0], 1)
     dtype = accumulator(logits)
     total = logits.new_empty((repeats, num_data), dtype=dtype)
-    signs, logits = _signs(x, dtype), logits.detach().reshape(repeats, num_data, size)
+    signs, logits = -_signs(x, dtype), logits.detach().reshape(repeats, num_data, size)
     sizes = block_sizes(repeats, num_data, size, logits.device)
     scratch = logits.new_empty((*sizes, size), dtype=dtype)
     for i, j in blocks(repeats, num_data, sizes):
         block = logits[i, j]
         t = scratch[: block.shape[0], : block.shape[1]]
         torch.mul(block, signs[j], out=t)
-        # beyond the threshold softplus(t) is t, to the last digit of the dtype
-        F.softplus(t, 1.0, 40.0 if dtype == torch.float64 else 20.0, out=t)  # type: ignore[call-arg] # the stub lacks out
-        torch.sum(t, -1, out=total[i, j])
-    return total.neg_().view(-1)
+        total[i, j] = of_signed_logits(t).view(block.shape[:2])
+    return total.view(-1)
+
+
+def of_signed_logits(logits: Tensor) -> Tensor:
+    """``sum log sigmoid(logits)``, ``logits`` (..., D), which it may overwrite -> (rows,)."""
+    logits = logits.flatten(0, -2)
+    if logits.device.type != "cpu":
+        return F.logsigmoid(logits).sum(-1)
+    total, underflows = sum_of_logs(logits.sigmoid())
+    if underflows.any():
+        total[underflows] = F.logsigmoid(logits[underflows]).sum(-1)
+    return total
+
+
+def sum_of_logs(p: Tensor) -> tuple[Tensor, Tensor]:
+    """``p`` (R, D) in [0, 1] -> the sum of its logarithms (R,), and for which rows a product underflows (R,).
+
+    One logarithm for the product of a group costs a fraction of one for each, and no more rounding than their sum.
+    """
+    width = p.shape[1] // _GROUP
+    products = p[:, _GROUP * width :].prod(1, keepdim=True)  # of what is left over
+    if width:
+        groups = p[:, : _GROUP * width].unflatten(1, (_GROUP, width)).prod(1)
+        groups[:, :1] *= products
+        products = groups
+    underflows = products.amin(1) < torch.finfo(p.dtype).tiny
+    return products.log_().sum(1), underflows
 
 
 def _torch_backward(x: Tensor, logits: Tensor, grad: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ __all__ = [
     "check_event_dims",
     "check_inputs",
     "is_small",
+    "needs_grad",
     "repeating_rows",
     "runs_directly",
     "why_no_kernel",
@@ -102,7 +103,7 @@ def is_small(count: int, *inputs: Tensor, factor: float = 1.0, factor_with_grad:
     Measured to be so up to ``FEW`` elements times the factor of the operator, without a gradient and with it. A
     compiler sees the operator at every size.
     """
-    most = FEW * (factor_with_grad if _needs_grad(inputs) else factor)
+    most = FEW * (factor_with_grad if needs_grad(*inputs) else factor)
     return count <= most and inputs[0].device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -111,10 +112,11 @@ def runs_directly(*inputs: Tensor) -> bool:
 
     The operator is for gradients, and for compilers, which would unroll the blocks.
     """
-    return not _needs_grad(inputs) and not torch.compiler.is_compiling()
+    return not needs_grad(*inputs) and not torch.compiler.is_compiling()
 
 
-def _needs_grad(inputs: tuple[Tensor, ...]) -> bool:
+def needs_grad(*inputs: Tensor) -> bool:
+    """Whether a gradient of one of them may be asked for."""
     return torch.is_grad_enabled() and any(values.requires_grad for values in inputs)
 
 

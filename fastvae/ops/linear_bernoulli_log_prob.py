@@ -9,6 +9,7 @@ from torch import Tensor
 from fastvae import reference
 
 from ._dispatch import choose
+from .bernoulli_log_prob import bernoulli_log_prob, of_signed_logits, sum_of_logs
 from .likelihood_rows import accumulator, why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
 from .linear_rows import affine, backward_in_chunks, chunks
@@ -16,7 +17,6 @@ from .linear_rows import affine, backward_in_chunks, chunks
 __all__ = ["linear_bernoulli_log_prob"]
 
 _FEWEST_TO_FOLD = 1024  # rows of one datapoint from which weights with its signs cost less than signs on its logits
-_GROUP = 8  # probabilities that are multiplied before one logarithm: their product underflows beyond 11 nats each
 
 
 def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, event_dims: int = 1) -> Tensor:
@@ -46,11 +46,17 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x:
         >>> linear_bernoulli_log_prob(h, layer.weight, layer.bias, torch.ones(2, 3)).shape
         torch.Size([5, 2])
     """
+
+    def of_params(x: Tensor, params: Tensor) -> Tensor:
+        return bernoulli_log_prob(x, params.unflatten(-1, x.shape[x.ndim - event_dims :]), event_dims)
+
     definition = partial(reference.linear_bernoulli_log_prob, event_dims=event_dims)
-    return linear_log_prob("bernoulli", definition, h, weight, bias, x, event_dims, per_value=1)
+    return linear_log_prob("bernoulli", definition, of_params, h, weight, bias, x, event_dims, per_value=1)
 
 
-def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _family_forward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None, num_levels: int
+) -> Tensor:
     """``x`` (X, A, B), ``h`` (R, H) -> (R,)."""
     if choose(x, h, weight, unsupported=why_no_kernel(h)) == "triton":
         from fastvae_kernels import linear_bernoulli_log_prob as kernels
@@ -86,7 +92,7 @@ def _of_block(h: Tensor, weight: Tensor, bias: Tensor | None, signs: Tensor, dty
     signed = logits(h).view(signs.shape).mul_(signs).flatten(0, 1)
     if signed.device.type != "cpu":
         return F.logsigmoid(signed).sum(-1)
-    total, underflows = _sum_of_logs(signed.sigmoid_())
+    total, underflows = sum_of_logs(signed.sigmoid_())
     if underflows.any():
         total[underflows] = F.logsigmoid(logits(h[underflows]) * signs.flatten(0, 1)[underflows]).sum(-1)
     return total
@@ -95,37 +101,11 @@ def _of_block(h: Tensor, weight: Tensor, bias: Tensor | None, signs: Tensor, dty
 def _of_rows(h: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """``sum log sigmoid(h @ weight.T + bias)``: ``h`` (R, H), ``weight`` (D, H) with the signs of the data -> (R,)."""
     if h.dtype != dtype:
-        return _of_signed_logits(affine(h, weight, bias).to(dtype)[None])
-    total, underflows = _sum_of_logs(affine(h, weight, bias, "sigmoid"))
+        return of_signed_logits(affine(h, weight, bias).to(dtype)[None])
+    total, underflows = sum_of_logs(affine(h, weight, bias, "sigmoid"))
     if underflows.any():
         total[underflows] = F.logsigmoid(affine(h[underflows], weight, bias)).sum(-1)
     return total
-
-
-def _of_signed_logits(logits: Tensor) -> Tensor:
-    """``sum log sigmoid(logits)``, ``logits`` (..., D), which it may overwrite -> (rows,)."""
-    logits = logits.flatten(0, -2)
-    if logits.device.type != "cpu":
-        return F.logsigmoid(logits).sum(-1)
-    total, underflows = _sum_of_logs(logits.sigmoid())
-    if underflows.any():
-        total[underflows] = F.logsigmoid(logits[underflows]).sum(-1)
-    return total
-
-
-def _sum_of_logs(p: Tensor) -> tuple[Tensor, Tensor]:
-    """``p`` (R, D) in [0, 1] -> the sum of its logarithms (R,), and for which rows a product underflows (R,).
-
-    One logarithm for the product of a group costs a fraction of one for each, and no more rounding than their sum.
-    """
-    width = p.shape[1] // _GROUP
-    products = p[:, _GROUP * width :].prod(1, keepdim=True)  # of what is left over
-    if width:
-        groups = p[:, : _GROUP * width].unflatten(1, (_GROUP, width)).prod(1)
-        groups[:, :1] *= products
-        products = groups
-    underflows = products.amin(1) < torch.finfo(p.dtype).tiny
-    return products.log_().sum(1), underflows
 
 
 def _family_backward(
@@ -134,6 +114,7 @@ def _family_backward(
     weight: Tensor,
     bias: Tensor | None,
     log_scale: Tensor | None,
+    num_levels: int,
     grad: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

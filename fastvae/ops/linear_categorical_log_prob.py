@@ -9,9 +9,10 @@ from fastvae import reference
 from ._dispatch import choose
 from .categorical_log_prob import _backward as _categorical_backward
 from .categorical_log_prob import _forward as _categorical_forward
+from .categorical_log_prob import categorical_log_prob
 from .likelihood_rows import why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
-from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks
+from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks, with_params
 
 __all__ = ["linear_categorical_log_prob"]
 
@@ -48,11 +49,21 @@ def linear_categorical_log_prob(
         torch.Size([5, 2])
     """
     check_params_dim("levels_dim", levels_dim, event_dims)
+
+    def of_params(x: Tensor, params: Tensor) -> Tensor:
+        event = x.shape[x.ndim - event_dims :]
+        num_levels = weight.shape[0] // max(event.numel(), 1)
+        return categorical_log_prob(
+            x, params.unflatten(-1, with_params(event, num_levels, levels_dim)), event_dims, levels_dim
+        )
+
     definition = partial(reference.linear_categorical_log_prob, event_dims=event_dims, levels_dim=levels_dim)
-    return linear_log_prob("categorical", definition, h, weight, bias, x, event_dims, 0, levels_dim)
+    return linear_log_prob("categorical", definition, of_params, h, weight, bias, x, event_dims, 0, levels_dim)
 
 
-def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _family_forward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None, num_levels: int
+) -> Tensor:
     if choose(x, h, weight, unsupported=why_no_kernel(h)) == "triton":
         from fastvae_kernels import linear_categorical_log_prob as kernels
 
@@ -70,13 +81,39 @@ def _family_backward(
     weight: Tensor,
     bias: Tensor | None,
     log_scale: Tensor | None,
+    num_levels: int,
     grad: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if choose(x, h, weight, unsupported=why_no_kernel(h)) == "triton":
+        return *_triton_backward(x, h, weight, bias, grad, needs), h.new_empty(0)
+
     def grad_logits(x: Tensor, h: Tensor, grad: Tensor) -> Tensor:
         return _categorical_backward(x, _with_levels(x, affine(h, weight, bias)), grad).flatten(1)
 
     return *backward_in_chunks(x, h, weight, grad, grad_logits, needs), h.new_empty(0)
+
+
+def _triton_backward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With the levels of a value as neighbours: only then does a tile of gradients fill whole lines of memory."""
+    from fastvae_kernels import linear_categorical_log_prob as kernels
+
+    shape = (x.shape[1], -1, x.shape[2])  # (A, L, B)
+
+    def grad_logits(x: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+        return kernels.linear_categorical_grad_logits(x, h.contiguous(), neighbours, bias, grad.contiguous())
+
+    neighbours = weight.unflatten(0, shape).transpose(1, 2).flatten(0, 2).contiguous()
+    bias = None if bias is None else bias.view(shape).transpose(1, 2).flatten()
+    grads = backward_in_chunks(x.flatten(1).contiguous(), h, neighbours, grad, grad_logits, needs)
+    levels_last = (x.shape[1], x.shape[2], -1)
+    grad_weight, grad_bias = (
+        value.unflatten(0, levels_last).transpose(1, 2).flatten(0, 2) if needed else value
+        for value, needed in zip(grads[1:], needs[1:], strict=True)
+    )
+    return grads[0], grad_weight, grad_bias
 
 
 def _with_levels(x: Tensor, logits: Tensor) -> Tensor:

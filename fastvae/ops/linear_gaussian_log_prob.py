@@ -10,9 +10,10 @@ from fastvae import reference
 from ._dispatch import choose
 from .gaussian_log_prob import _backward as _gaussian_backward
 from .gaussian_log_prob import _forward as _gaussian_forward
+from .gaussian_log_prob import gaussian_log_prob
 from .likelihood_rows import accumulator, check_inputs, why_no_kernel
 from .linear_operators import FAMILIES, Family, linear_log_prob
-from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks
+from .linear_rows import affine, backward_in_chunks, check_params_dim, forward_in_chunks, with_params
 
 __all__ = ["linear_gaussian_log_prob"]
 
@@ -59,9 +60,17 @@ def linear_gaussian_log_prob(
     dim = -event_dims - 1 if params_dim is None else params_dim
     check_params_dim("params_dim", dim, event_dims)
     shared = None if log_scale is None else _shared(log_scale, x, event_dims).to(accumulator(h))
+
+    def of_params(x: Tensor, params: Tensor) -> Tensor:
+        event = x.shape[x.ndim - event_dims :]
+        if log_scale is not None:
+            return gaussian_log_prob(x, params.unflatten(-1, event), log_scale, event_dims)
+        both = params.unflatten(-1, with_params(event, 2, dim))
+        return gaussian_log_prob(x, both.select(dim, 0), both.select(dim, 1), event_dims)
+
     definition = partial(reference.linear_gaussian_log_prob, log_scale=log_scale, event_dims=event_dims, params_dim=dim)
     return linear_log_prob(
-        "gaussian", definition, h, weight, bias, x, event_dims, 2 if log_scale is None else 1, dim, shared
+        "gaussian", definition, of_params, h, weight, bias, x, event_dims, 2 if log_scale is None else 1, dim, shared
     )
 
 
@@ -79,7 +88,9 @@ def _shared(log_scale: Tensor, x: Tensor, event_dims: int) -> Tensor:
         ) from None
 
 
-def _family_forward(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None) -> Tensor:
+def _family_forward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, log_scale: Tensor | None, num_levels: int
+) -> Tensor:
     if choose(x, h, weight, unsupported=why_no_kernel(h, weight)) == "triton":
         from fastvae_kernels import linear_gaussian_log_prob as kernels
 
@@ -98,12 +109,21 @@ def _family_backward(
     weight: Tensor,
     bias: Tensor | None,
     log_scale: Tensor | None,
+    num_levels: int,
     grad: Tensor,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_log_scale = h.new_empty(0) if log_scale is None else torch.zeros_like(log_scale)
 
     def grad_params(x: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+        if use_triton:
+            from fastvae_kernels import linear_gaussian_log_prob as kernels
+
+            given = (x, h.contiguous(), weight, bias, log_scale, grad.contiguous())
+            by_params, by_shared = kernels.linear_gaussian_grad_params(*given)
+            if by_shared is not None:
+                grad_log_scale.add_(by_shared)
+            return by_params
         params = affine(h, weight, bias)
         by_loc, by_scale = _gaussian_backward(x.flatten(1), *_split(x, params, log_scale), grad)
         if log_scale is not None:
@@ -111,6 +131,10 @@ def _family_backward(
             return by_loc
         return torch.stack([by_loc.view(-1, *x.shape[1:]), by_scale.view(-1, *x.shape[1:])], 2).flatten(1)
 
+    use_triton = choose(x, h, weight, unsupported=why_no_kernel(h, weight)) == "triton"
+    if use_triton:
+        x, weight = x.contiguous(), weight.contiguous()
+        log_scale = None if log_scale is None else log_scale.contiguous()
     return *backward_in_chunks(x, h, weight, grad, grad_params, needs), grad_log_scale
 
 

@@ -19,15 +19,27 @@ __all__ = [
     "check_params_dim",
     "chunks",
     "forward_in_chunks",
+    "with_params",
 ]
 
 # parameters (logits, means) of the likelihood that exist at once: 4 MB in float32 stay in the cache of a CPU, where
 # smaller chunks run fewer threads; on CUDA, without our kernels, a fraction of its memory that keeps it busy
 _CHUNK = {"cpu": 2**20, "cuda": 2**26}
+# where rows are wide, up to four times as many: a product of fewer rows reads the weights more often than it should
+_FEWEST_ROWS = 256
 
 
-def check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, event_dims: int, per_value: int) -> None:
-    """Raise for arguments that do not fit: ``per_value`` parameters for each of the values of ``x``, 0 for any."""
+def check_linear(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    event_dims: int,
+    per_value: int,
+    unit: int | None = None,
+) -> None:
+    """Raise for arguments that do not fit: ``per_value`` parameters for each of the values of ``x``, 0 for any, or any
+    multiple of ``unit``."""
     parts = {"h": h, "weight": weight} | ({} if bias is None else {"bias": bias})
     check_inputs(x, **parts)
     if len({values.dtype for values in parts.values()}) > 1:
@@ -40,9 +52,10 @@ def check_linear(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, even
             f"h must have shape (..., H) and weight (outputs, H), got {tuple(h.shape)} and {tuple(weight.shape)}"
         )
     size, outputs = math.prod(x.shape[x.ndim - event_dims :]), weight.shape[0]
-    if outputs != size * per_value and (per_value or outputs == 0 or outputs % max(size, 1)):
+    unit = max(size, 1) if unit is None else unit
+    if outputs != size * per_value and (per_value or outputs == 0 or outputs % unit):
         raise ValueError(
-            f"weight must have {per_value * size if per_value else f'a multiple of {size}'} outputs for the {size} "
+            f"weight must have {per_value * size if per_value else f'a multiple of {unit}'} outputs for the {size} "
             f"values of x in its last {event_dims} dimensions, got weight {tuple(weight.shape)}, x {tuple(x.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -53,6 +66,12 @@ def check_params_dim(name: str, dim: int, event_dims: int) -> None:
     """Raise unless ``dim`` is one of the last dimensions of an event with one more."""
     if not -event_dims - 1 <= dim <= -1:
         raise ValueError(f"{name} must be between {-event_dims - 1} and -1, got {dim}")
+
+
+def with_params(event: torch.Size, size: int, dim: int) -> torch.Size:
+    """``event`` with one more dimension, at the negative index ``dim`` of the result."""
+    at = len(event) + 1 + dim
+    return torch.Size((*event[:at], size, *event[at:]))
 
 
 def cast_for_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -83,7 +102,8 @@ def affine(h: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
 
 def chunks(repeats: int, num_data: int, row_size: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Slices (of the repeats, of the data) whose rows of ``row_size`` parameters are as many as may exist at once."""
-    most = max(1, _CHUNK["cuda" if device.type == "cuda" else "cpu"] // max(row_size, 1))
+    chunk = _CHUNK["cuda" if device.type == "cuda" else "cpu"]
+    most = max(1, chunk // max(row_size, 1), min(_FEWEST_ROWS, 4 * chunk // max(row_size, 1)))
     data = max(1, min(num_data, most))
     # even parts: a last chunk of few rows would run as long as one of many
     parts = -(-repeats // max(1, most // data))

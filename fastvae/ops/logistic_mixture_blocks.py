@@ -93,13 +93,14 @@ def _negative_log_masses(
     above.addcmul_(other.clamp_min_(0.0), data.inner)
 
 
-def forward_in_blocks(x: Tensor, params: Tensor, num_levels: int) -> Tensor:
-    """``x`` (X, C, S), ``params`` (R, P, S) -> (R,)."""
+def forward_in_blocks(x: Tensor, params: Tensor, num_levels: int, sum_sites: bool = True) -> Tensor:
+    """``x`` (X, C, S), ``params`` (R, P, S) -> (R,), or without ``sum_sites`` (R, S)."""
     num_data, channels = x.shape[:2]
     dtype, repeats, half = accumulator(params), params.shape[0] // max(num_data, 1), 1.0 / (num_levels - 1)
-    total = params.new_zeros((repeats, num_data), dtype=dtype)
+    shape_of_row = () if sum_sites else params.shape[2:]
+    total = params.new_zeros((repeats, num_data, *shape_of_row), dtype=dtype)
     if params.numel() == 0:
-        return total.view(-1)
+        return total.flatten(0, 1)
     data, groups = _prepared(x, num_levels, dtype), _groups(params.detach(), num_data, channels)
     shape = (channels, *groups.shape[-2:])
     sizes = block_sizes(repeats, num_data, 2 * math.prod(shape), params.device)
@@ -112,19 +113,22 @@ def forward_in_blocks(x: Tensor, params: Tensor, num_levels: int) -> Tensor:
         _edges(part, values.select(-3, 1), half, distance, inverse, above, below)
         _negative_log_masses(part, values.select(-3, 1), half, inverse, above, below, distance)
         joint = block.select(-3, 0).log_softmax(-2).sub_(above.sum(-3))
-        torch.sum(joint.logsumexp(-2), -1, out=total[i, j])
-    return total.view(-1)
+        if sum_sites:
+            torch.sum(joint.logsumexp(-2), -1, out=total[i, j])
+        else:
+            torch.logsumexp(joint, -2, out=total[i, j])
+    return total.flatten(0, 1)
 
 
 def backward_in_blocks(x: Tensor, params: Tensor, grad: Tensor, num_levels: int) -> Tensor:
-    """As forward, with ``grad`` (R,) -> the gradient of the parameters in their shape, dtype and strides."""
+    """As forward, with ``grad`` (R,) or (R, S) -> the gradient of the parameters in their shape, dtype and strides."""
     num_data, channels = x.shape[:2]
     dtype, repeats, half = accumulator(params), params.shape[0] // max(num_data, 1), 1.0 / (num_levels - 1)
     grad_params = torch.empty_like(params)
     if params.numel() == 0:
         return grad_params
     data, groups = _prepared(x, num_levels, dtype), _groups(params, num_data, channels)
-    grad_groups, grad = _groups(grad_params, num_data, channels), grad.to(dtype).view(repeats, num_data, 1, 1)
+    grad_groups, grad = _groups(grad_params, num_data, channels), grad.to(dtype).view(repeats, num_data, 1, -1)
     shape = (channels, *groups.shape[-2:])
     sizes = block_sizes(repeats, num_data, 2 * math.prod(shape), params.device)
     scratch = params.new_empty((7, *sizes, *shape), dtype=dtype)

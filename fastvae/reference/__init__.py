@@ -4,7 +4,12 @@ from .bernoulli_log_prob import bernoulli_log_prob
 from .categorical_log_prob import categorical_log_prob
 from .gated_masked_conv2d import gate, gated_masked_conv2d
 from .gaussian_log_prob import gaussian_log_prob
-from .linear_log_prob import linear_bernoulli_log_prob, linear_categorical_log_prob, linear_gaussian_log_prob
+from .linear_log_prob import (
+    linear_bernoulli_log_prob,
+    linear_categorical_log_prob,
+    linear_gaussian_log_prob,
+    linear_logistic_mixture_log_prob,
+)
 from .locally_masked_conv2d import locally_masked_conv2d, unpack_tap_bits
 from .log_weights import STATE_ROWS, empty_log_weights, merge_log_weights, update_log_weights
 from .logistic_mixture_log_prob import logistic_mixture_log_prob, logistic_mixture_means, logistic_mixture_parts
@@ -28,6 +33,7 @@ __all__ = [
     "linear_bernoulli_log_prob",
     "linear_categorical_log_prob",
     "linear_gaussian_log_prob",
+    "linear_logistic_mixture_log_prob",
     "locally_masked_conv2d",
     "logistic_mixture_log_prob",
     "logistic_mixture_means",

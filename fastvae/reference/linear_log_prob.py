@@ -7,8 +7,14 @@ from torch import Tensor
 from .bernoulli_log_prob import bernoulli_log_prob
 from .categorical_log_prob import categorical_log_prob
 from .gaussian_log_prob import gaussian_log_prob
+from .logistic_mixture_log_prob import logistic_mixture_log_prob
 
-__all__ = ["linear_bernoulli_log_prob", "linear_categorical_log_prob", "linear_gaussian_log_prob"]
+__all__ = [
+    "linear_bernoulli_log_prob",
+    "linear_categorical_log_prob",
+    "linear_gaussian_log_prob",
+    "linear_logistic_mixture_log_prob",
+]
 
 
 def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, event_dims: int) -> Tensor:
@@ -43,6 +49,17 @@ def linear_categorical_log_prob(
     return categorical_log_prob(
         x, _params(h, weight, bias, _inserted(event, num_levels, levels_dim)), event_dims, levels_dim
     )
+
+
+def linear_logistic_mixture_log_prob(
+    h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, num_levels: int, event_dims: int
+) -> Tensor:
+    """``logistic_mixture_log_prob`` of the parameters ``h @ weight.T + bias``, in the shape (P, D2, ..., De) for the
+    channels ``x`` (..., D1, ..., De)."""
+    sites = x.shape[x.ndim - event_dims + 1 :].numel()
+    params = _params(h, weight, bias, torch.Size((weight.shape[0] // max(sites, 1), sites, 1)))
+    images = x.reshape(*x.shape[: x.ndim - event_dims + 1], sites, 1)
+    return logistic_mixture_log_prob(images, params, num_levels)
 
 
 def _params(h: Tensor, weight: Tensor, bias: Tensor | None, shape: torch.Size) -> Tensor:

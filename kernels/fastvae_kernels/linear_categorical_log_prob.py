@@ -9,7 +9,20 @@ import triton.language as tl
 from .likelihood_terms import loadable
 from .linear_tile import Config, config, meta_of, outputs_tile
 
-__all__ = ["categorical_config", "linear_categorical_forward"]
+__all__ = [
+    "categorical_config",
+    "categorical_grad_config",
+    "linear_categorical_forward",
+    "linear_categorical_grad_logits",
+]
+
+
+@triton.jit
+def _add_levels(largest, exponentials, logits):
+    """The running pair (m, s) of log sum exp = m + log s of each row with a tile of logits more, -inf for none."""
+    new = tl.maximum(largest, tl.max(logits, axis=1))
+    shift = tl.where(new == float("-inf"), 0.0, new)  # only zeros so far: -inf - -inf would be nan
+    return new, exponentials * tl.exp(largest - shift) + tl.sum(tl.exp(logits - shift[:, None]), axis=1)
 
 
 @triton.jit
@@ -55,19 +68,80 @@ def _forward_kernel(
             is_chosen = x[:, None] == level.to(tl.float32)[None, :]
             chosen += tl.sum(tl.where(is_chosen & is_level[None, :], logits, 0.0), axis=1)
             logits = tl.where(is_level[None, :], logits, float("-inf"))
-            new = tl.maximum(largest, tl.max(logits, axis=1))
-            shift = tl.where(new == float("-inf"), 0.0, new)  # only zeros so far: -inf - -inf would be nan
-            exponentials = exponentials * tl.exp(largest - shift) + tl.sum(tl.exp(logits - shift[:, None]), axis=1)
-            largest = new
+            largest, exponentials = _add_levels(largest, exponentials, logits)
         known = (x >= 0.0) & (x < NUM_LEVELS) & (x == tl.floor(x))
         total += tl.where(known, chosen - largest - tl.log(exponentials), float("-inf"))
     tl.store(partial_ptr + share.to(tl.int64) * num_rows + rows, total, mask=is_row)
+
+
+@triton.jit
+def _grad_logits_kernel(
+    # pointers
+    x_ptr,  # (X, V)
+    h_ptr,  # (R, H)
+    weight_ptr,  # (V * L, H)
+    bias_ptr,  # (V * L,) or None
+    grad_ptr,  # (R,)
+    grad_logits_ptr,  # (R, V * L)
+    # sizes
+    num_rows,
+    num_data,
+    # meta
+    NUM_VALUES: tl.constexpr,  # V
+    NUM_LEVELS: tl.constexpr,  # L
+    INNER: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,  # levels at once
+    BLOCK_INNER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tiles = (num_rows + BLOCK_ROWS - 1) // BLOCK_ROWS
+    rows = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    value = tl.program_id(0) // tiles  # programs that run together read the same weights
+    is_row = rows < num_rows
+    largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    exponentials = tl.zeros([BLOCK_ROWS], tl.float32)
+    logits = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    for start in range(0, NUM_LEVELS, BLOCK_COLS):
+        level = start + tl.arange(0, BLOCK_COLS)
+        is_level = level < NUM_LEVELS
+        logits = outputs_tile(
+            h_ptr, weight_ptr, bias_ptr, rows, is_row, value * NUM_LEVELS + level, is_level,
+            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+        )  # fmt: skip
+        logits = tl.where(is_level[None, :], logits, float("-inf"))
+        largest, exponentials = _add_levels(largest, exponentials, logits)
+    log_total = tl.log(exponentials)
+    x = tl.load(x_ptr + (rows % num_data) * NUM_VALUES + value, mask=is_row, other=0).to(tl.float32)
+    known = (x >= 0.0) & (x < NUM_LEVELS) & (x == tl.floor(x))
+    grad = tl.where(known, tl.load(grad_ptr + rows, mask=is_row, other=0.0).to(tl.float32), 0.0)
+    out_ptr = grad_logits_ptr + (rows[:, None] * NUM_VALUES + value) * NUM_LEVELS
+    for start in range(0, NUM_LEVELS, BLOCK_COLS):
+        level = start + tl.arange(0, BLOCK_COLS)
+        is_level = level < NUM_LEVELS
+        if NUM_LEVELS > BLOCK_COLS:  # else they are still there
+            logits = outputs_tile(
+                h_ptr, weight_ptr, bias_ptr, rows, is_row, value * NUM_LEVELS + level, is_level,
+                INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+            )  # fmt: skip
+        p = tl.exp((logits - largest[:, None]) - log_total[:, None])
+        onehot = tl.where(x[:, None] == level.to(tl.float32)[None, :], 1.0, 0.0)
+        tl.store(out_ptr + level[None, :], grad[:, None] * (onehot - p), mask=is_row[:, None] & is_level[None, :])
 
 
 def categorical_config(num_rows: int, num_levels: int, inner: int) -> Config:
     """The configuration; with the running sums of the levels larger tiles spill on sm_80 or sm_100."""
     c = config(num_rows, num_levels, inner)
     return replace(c, block_rows=min(c.block_rows, 64), block_cols=min(c.block_cols, 32), num_warps=4, num_stages=2)
+
+
+def categorical_grad_config(num_rows: int, num_levels: int, inner: int) -> Config:
+    """The configuration of the gradient: up to 256 levels are one tile, whose logits are computed once."""
+    # more take several tiles, twice: with the loop that computes them again larger ones spill
+    cols = max(16, triton.next_power_of_2(num_levels)) if num_levels <= 256 else 64
+    rows = max(16, min(64, 16384 // cols, triton.next_power_of_2(num_rows)))
+    # with two stages sm_80 spills
+    return Config(rows, cols, 16 if inner <= 16 else 32, num_warps=8 if rows * cols >= 8192 else 4, num_stages=3)
 
 
 def linear_categorical_forward(
@@ -98,3 +172,30 @@ def linear_categorical_forward(
         **meta_of(c, inner, h.dtype),
     )
     return partial.sum(0)
+
+
+def linear_categorical_grad_logits(
+    x: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, grad: torch.Tensor
+) -> torch.Tensor:
+    """``x`` (X, V), ``h`` (R, H), ``weight`` (V * L, H), ``grad`` (R,) -> the gradient of the logits (R, V * L) in the
+    dtype of ``h``; R is one chunk."""
+    (num_rows, inner), num_values = h.shape, x.shape[1]
+    grad_logits = torch.empty(num_rows, weight.shape[0], device=h.device, dtype=h.dtype)
+    if grad_logits.numel() == 0:
+        return grad_logits
+    num_levels = weight.shape[0] // num_values
+    c = categorical_grad_config(num_rows, num_levels, inner)
+    _grad_logits_kernel[(triton.cdiv(num_rows, c.block_rows) * num_values,)](
+        x_ptr=loadable(x),
+        h_ptr=h,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        grad_ptr=grad,
+        grad_logits_ptr=grad_logits,
+        num_rows=num_rows,
+        num_data=x.shape[0],
+        NUM_VALUES=num_values,
+        NUM_LEVELS=num_levels,
+        **meta_of(c, inner, h.dtype),
+    )
+    return grad_logits

@@ -10,9 +10,53 @@ import triton.language as tl
 from .likelihood_terms import loadable
 from .linear_tile import Config, config, meta_of, outputs_tile
 
-__all__ = ["gaussian_config", "linear_gaussian_forward"]
+__all__ = ["gaussian_config", "linear_gaussian_forward", "linear_gaussian_grad_params"]
 
 _LEAST_LOG_SCALE = -80.0  # below, 1 / s would be infinite and a value that is met exactly nan
+
+
+@triton.jit
+def _tile(
+    x_ptr,
+    h_ptr,
+    weight_ptr,
+    bias_ptr,
+    log_scale_ptr,
+    rows,
+    value,
+    num_rows,
+    num_data,
+    NUM_VALUES: tl.constexpr,
+    NUM_PLACES: tl.constexpr,
+    HAS_ONE_SCALE: tl.constexpr,
+    LEAST_LOG_SCALE: tl.constexpr,
+    INNER: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Of the tile (rows, values): (x - mean) / s, 1 / s, log s, where the layer puts the means, and what is live."""
+    is_row, is_value = rows < num_rows, value < NUM_VALUES
+    if log_scale_ptr is None:
+        outs = value + (value // NUM_PLACES) * NUM_PLACES  # (A, 2, B): means, then log-scales
+        log_scale = outputs_tile(
+            h_ptr, weight_ptr, bias_ptr, rows, is_row, outs + NUM_PLACES, is_value,
+            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+        )  # fmt: skip
+    else:
+        outs = value
+        where = value * 0 if HAS_ONE_SCALE else value
+        log_scale = tl.load(log_scale_ptr + where, mask=is_value, other=0.0)[None, :]
+    loc = outputs_tile(
+        h_ptr, weight_ptr, bias_ptr, rows, is_row, outs, is_value,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+    )  # fmt: skip
+    live = is_row[:, None] & is_value[None, :]
+    # the data repeat: one block of them for every importance sample
+    x = tl.load(x_ptr + (rows % num_data)[:, None] * NUM_VALUES + value[None, :], mask=live, other=0).to(tl.float32)
+    inverse = tl.exp(-tl.maximum(log_scale, LEAST_LOG_SCALE))
+    return (x - loc) * inverse, inverse, log_scale, outs, live
 
 
 @triton.jit
@@ -40,31 +84,61 @@ def _forward_kernel(
     PRECISION: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    is_row = rows < num_rows
-    data = rows % num_data  # the data repeat: one block of them for every importance sample
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     for start in range(0, NUM_VALUES, BLOCK_COLS):
-        value = start + tl.arange(0, BLOCK_COLS)
-        is_value = value < NUM_VALUES
-        if log_scale_ptr is None:
-            outs = value + (value // NUM_PLACES) * NUM_PLACES  # (A, 2, B): means, then log-scales
-            log_scale = outputs_tile(
-                h_ptr, weight_ptr, bias_ptr, rows, is_row, outs + NUM_PLACES, is_value,
-                INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
-            )  # fmt: skip
-        else:
-            outs = value
-            where = value * 0 if HAS_ONE_SCALE else value
-            log_scale = tl.load(log_scale_ptr + where, mask=is_value, other=0.0)[None, :]
-        loc = outputs_tile(
-            h_ptr, weight_ptr, bias_ptr, rows, is_row, outs, is_value,
+        noise, _, log_scale, _, live = _tile(
+            x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr, rows, start + tl.arange(0, BLOCK_COLS),
+            num_rows, num_data, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
             INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
         )  # fmt: skip
-        live = is_row[:, None] & is_value[None, :]
-        x = tl.load(x_ptr + data[:, None] * NUM_VALUES + value[None, :], mask=live, other=0).to(tl.float32)
-        noise = (x - loc) * tl.exp(-tl.maximum(log_scale, LEAST_LOG_SCALE))
         total += tl.sum(tl.where(live, 0.5 * noise * noise + log_scale + HALF_LOG_TWO_PI, 0.0), axis=1)
-    tl.store(total_ptr + rows, -total, mask=is_row)
+    tl.store(total_ptr + rows, -total, mask=rows < num_rows)
+
+
+@triton.jit
+def _grad_params_kernel(
+    # pointers
+    x_ptr,
+    h_ptr,
+    weight_ptr,
+    bias_ptr,
+    log_scale_ptr,
+    grad_ptr,  # (R,)
+    grad_params_ptr,  # (R, A * L * B)
+    partial_ptr,  # (tiles of rows, A * B): of the log-scales that rows share, or None
+    # sizes
+    num_rows,
+    num_data,
+    # meta
+    NUM_VALUES: tl.constexpr,
+    NUM_PLACES: tl.constexpr,
+    HAS_ONE_SCALE: tl.constexpr,
+    LEAST_LOG_SCALE: tl.constexpr,
+    INNER: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    num_blocks: tl.constexpr = (NUM_VALUES + BLOCK_COLS - 1) // BLOCK_COLS
+    tile = (tl.program_id(0) // num_blocks).to(tl.int64)
+    rows = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    value = (tl.program_id(0) % num_blocks) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    noise, inverse, _, outs, live = _tile(
+        x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr, rows, value,
+        num_rows, num_data, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+    )  # fmt: skip
+    grad = tl.load(grad_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)[:, None]
+    by_log_scale = (noise * noise - 1.0) * grad
+    if log_scale_ptr is None:
+        out_ptr = grad_params_ptr + rows[:, None] * (2 * NUM_VALUES) + outs[None, :]
+        tl.store(out_ptr + NUM_PLACES, by_log_scale, mask=live)
+    else:
+        out_ptr = grad_params_ptr + rows[:, None] * NUM_VALUES + outs[None, :]
+        total = tl.sum(tl.where(live, by_log_scale, 0.0), axis=0)
+        tl.store(partial_ptr + tile * NUM_VALUES + value, total, mask=value < NUM_VALUES)
+    tl.store(out_ptr, noise * inverse * grad, mask=live)
 
 
 def gaussian_config(num_rows: int, num_values: int, inner: int, has_scales: bool) -> Config:
@@ -85,12 +159,11 @@ def linear_gaussian_forward(
 
     ``log_scale`` (1,) or (A * B,) with L = 1; None with L = 2 outputs, mean and log-scale, for each value.
     """
-    num_rows, inner = h.shape
-    num_values, num_places = x.shape[1] * x.shape[2], x.shape[2]
+    num_rows, num_values = h.shape[0], x.shape[1] * x.shape[2]
     total = torch.zeros(num_rows, device=h.device, dtype=torch.float32)
     if num_rows == 0 or num_values == 0:
         return total
-    c = gaussian_config(num_rows, num_values, inner, log_scale is None)
+    c = gaussian_config(num_rows, num_values, h.shape[1], log_scale is None)
     _forward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
         x_ptr=loadable(x),
         h_ptr=h,
@@ -100,11 +173,55 @@ def linear_gaussian_forward(
         total_ptr=total,
         num_rows=num_rows,
         num_data=x.shape[0],
-        NUM_VALUES=num_values,
-        NUM_PLACES=num_places,
-        HAS_ONE_SCALE=log_scale is not None and log_scale.numel() == 1,
-        LEAST_LOG_SCALE=_LEAST_LOG_SCALE,
         HALF_LOG_TWO_PI=0.5 * math.log(2.0 * math.pi),
-        **meta_of(c, inner, h.dtype),
+        **_sizes_of(x, log_scale),
+        **meta_of(c, h.shape[1], h.dtype),
     )
     return total
+
+
+def linear_gaussian_grad_params(
+    x: torch.Tensor,
+    h: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    log_scale: torch.Tensor | None,
+    grad: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As forward, with ``grad`` (R,) -> the gradients of the outputs (R, A * L * B) in the dtype of ``h`` and of
+    ``log_scale`` where it is given; R is one chunk."""
+    num_rows, num_values = h.shape[0], x.shape[1] * x.shape[2]
+    grad_params = torch.empty(num_rows, weight.shape[0], device=h.device, dtype=h.dtype)
+    if grad_params.numel() == 0:
+        return grad_params, None if log_scale is None else torch.zeros_like(log_scale)
+    c = gaussian_config(num_rows, num_values, h.shape[1], log_scale is None)
+    tiles = triton.cdiv(num_rows, c.block_rows)
+    partial = None if log_scale is None else torch.empty(tiles, num_values, device=h.device, dtype=torch.float32)
+    _grad_params_kernel[(tiles * triton.cdiv(num_values, c.block_cols),)](
+        x_ptr=loadable(x),
+        h_ptr=h,
+        weight_ptr=weight,
+        bias_ptr=bias,
+        log_scale_ptr=log_scale,
+        grad_ptr=grad,
+        grad_params_ptr=grad_params,
+        partial_ptr=partial,
+        num_rows=num_rows,
+        num_data=x.shape[0],
+        **_sizes_of(x, log_scale),
+        **meta_of(c, h.shape[1], h.dtype),
+    )
+    if partial is None or log_scale is None:
+        return grad_params, None
+    # partial sums in a fixed order, no atomics: the same numbers every time
+    by_value = partial.sum(0)
+    return grad_params, by_value if log_scale.numel() == num_values else by_value.sum(0, keepdim=True)
+
+
+def _sizes_of(x: torch.Tensor, log_scale: torch.Tensor | None) -> dict[str, object]:
+    return {
+        "NUM_VALUES": x.shape[1] * x.shape[2],
+        "NUM_PLACES": x.shape[2],
+        "HAS_ONE_SCALE": log_scale is not None and log_scale.numel() == 1,
+        "LEAST_LOG_SCALE": _LEAST_LOG_SCALE,
+    }

@@ -184,9 +184,10 @@ def _kernel(
     NUM_CHANNELS: tl.constexpr,
     NUM_SITES: tl.constexpr,
     BLOCK_SITES: tl.constexpr,
+    SUM_SITES: tl.constexpr,
     IS_BACKWARD: tl.constexpr,
 ):
-    """Partial sums of log-probabilities into ``out_ptr``, or the gradient of the parameters in their strides."""
+    """Log-probabilities into ``out_ptr``, partial sums or each, or the gradient of the parameters in their strides."""
     num_blocks: tl.constexpr = (NUM_SITES + BLOCK_SITES - 1) // BLOCK_SITES
     place = tl.program_id(0) // num_blocks
     row = place.to(tl.int64)
@@ -218,7 +219,10 @@ def _kernel(
         )
         maximum, total = add_to_logsumexp(maximum, total, joint)
     if IS_BACKWARD:
-        grad = tl.load(grad_ptr + row).to(tl.float32)
+        if SUM_SITES:
+            grad = tl.load(grad_ptr + row).to(tl.float32)
+        else:
+            grad = tl.load(grad_ptr + row * NUM_SITES + sites, mask=live, other=0.0).to(tl.float32)
         log_total = tl.log(total)
         for k in range(NUM_COMPONENTS):  # read again, from the cache
             prior = (_load(params_ptr + pixel, k, step, live) - prior_maximum) - prior_log
@@ -243,39 +247,55 @@ def _kernel(
             )
     else:
         terms = tl.where(live, maximum + tl.log(total), 0.0)
-        tl.store(out_ptr + tl.program_id(0), tl.sum(terms, axis=0))
+        if SUM_SITES:
+            tl.store(out_ptr + tl.program_id(0), tl.sum(terms, axis=0))
+        else:
+            tl.store(out_ptr + row * NUM_SITES + sites, terms, mask=live)
 
 
-def logistic_mixture_log_prob_forward(x: torch.Tensor, params: torch.Tensor, num_levels: int) -> torch.Tensor:
+def logistic_mixture_log_prob_forward(
+    x: torch.Tensor, params: torch.Tensor, num_levels: int, sum_sites: bool = True
+) -> torch.Tensor:
     """``x`` (X, C, S), contiguous, and ``params`` (R, P, S), R a multiple of X; row r meets ``x[r % X]``.
 
     Returns:
-        (R,) float32.
+        (R,) float32, or without ``sum_sites`` (R, S).
     """
     num_rows, _, num_sites = params.shape
+    shape = (num_rows,) if sum_sites else (num_rows, num_sites)
     if params.numel() == 0:
-        return torch.zeros(num_rows, device=params.device, dtype=torch.float32)
+        return torch.zeros(shape, device=params.device, dtype=torch.float32)
+    if not sum_sites:
+        out = torch.empty(shape, device=params.device, dtype=torch.float32)
+        _launch(x, params, None, out, num_levels, sum_sites)
+        return out
     blocks = triton.cdiv(num_sites, config(num_sites).block_sites)
     partial = torch.empty(num_rows, blocks, device=params.device, dtype=torch.float32)
-    _launch(x, params, None, partial, num_levels)
+    _launch(x, params, None, partial, num_levels, sum_sites)
     return partial.sum(1)  # in a fixed order, no atomics
 
 
 def logistic_mixture_log_prob_backward(
     x: torch.Tensor, params: torch.Tensor, grad: torch.Tensor, num_levels: int
 ) -> torch.Tensor:
-    """As forward, with ``grad`` (R,) -> the gradient of the parameters, as ``torch.empty_like`` lays it out."""
+    """As forward, with ``grad`` (R,) or for each site (R, S) -> the gradient of the parameters, as
+    ``torch.empty_like`` lays it out."""
     grad_params = torch.empty_like(params)
     if params.numel() == 0:
         return grad_params
     if grad_params.stride() != params.stride():  # one set of strides serves both
         params = torch.empty_like(params).copy_(params)
-    _launch(x, params, grad, grad_params, num_levels)
+    _launch(x, params, grad, grad_params, num_levels, sum_sites=grad.ndim == 1)
     return grad_params
 
 
 def _launch(
-    x: torch.Tensor, params: torch.Tensor, grad: torch.Tensor | None, out: torch.Tensor, num_levels: int
+    x: torch.Tensor,
+    params: torch.Tensor,
+    grad: torch.Tensor | None,
+    out: torch.Tensor,
+    num_levels: int,
+    sum_sites: bool,
 ) -> None:
     num_rows, num_params, num_sites = params.shape
     num_channels = x.shape[1]
@@ -295,6 +315,7 @@ def _launch(
         NUM_CHANNELS=num_channels,
         NUM_SITES=num_sites,
         BLOCK_SITES=c.block_sites,
+        SUM_SITES=sum_sites,
         IS_BACKWARD=grad is not None,
         num_warps=c.num_warps,
         enable_fp_fusion=True,

@@ -60,13 +60,22 @@ def test_bernoulli_compiles(cross_compile: Callable, direction: str, target: tup
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("has_scales", [True, False])
-def test_gaussian_compiles(cross_compile: Callable, has_scales: bool, target: tuple[int, str, str]) -> None:
-    pointers = {"x_ptr": "*fp32", "total_ptr": "*fp32"} | ({} if has_scales else {"log_scale_ptr": "*fp32"})
+@pytest.mark.parametrize("direction", ["forward", "grad_params"])
+def test_gaussian_compiles(
+    cross_compile: Callable, direction: str, has_scales: bool, target: tuple[int, str, str]
+) -> None:
+    pointers = {"x_ptr": "*fp32"} | ({} if has_scales else {"log_scale_ptr": "*fp32"})
     meta: dict[str, Any] = {"NUM_VALUES": 784, "NUM_PLACES": 784, "HAS_ONE_SCALE": not has_scales}
-    meta |= {"LEAST_LOG_SCALE": -80.0, "HALF_LOG_TWO_PI": HALF_LOG_TWO_PI}
-    meta |= {"log_scale_ptr": None} if has_scales else {}
-    c = gaussian.gaussian_config(10**6, 784, 200, has_scales)
-    compile_kernel(cross_compile, gaussian._forward_kernel, target, c, pointers, meta)
+    meta |= {"LEAST_LOG_SCALE": -80.0} | ({"log_scale_ptr": None} if has_scales else {})
+    if direction == "forward":
+        pointers |= {"total_ptr": "*fp32"}
+        meta |= {"HALF_LOG_TWO_PI": HALF_LOG_TWO_PI}
+    else:
+        pointers |= {"grad_ptr": "*fp32", "grad_params_ptr": f"*{target[1]}"}
+        pointers |= {} if has_scales else {"partial_ptr": "*fp32"}
+        meta |= {"partial_ptr": None} if has_scales else {}
+    kernel = getattr(gaussian, f"_{direction}_kernel")
+    compile_kernel(cross_compile, kernel, target, gaussian.gaussian_config(10**6, 784, 200, has_scales), pointers, meta)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -75,3 +84,14 @@ def test_categorical_compiles(cross_compile: Callable, target: tuple[int, str, s
     pointers = {"x_ptr": "*u8", "partial_ptr": "*fp32"}
     c = categorical.categorical_config(10**6, 256, 200)
     compile_kernel(cross_compile, categorical._forward_kernel, target, c, pointers, meta, sizes=("num_shares",))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("num_levels", [16, 256, 1000])
+def test_gradient_of_categorical_compiles(
+    cross_compile: Callable, num_levels: int, target: tuple[int, str, str]
+) -> None:
+    meta = {"NUM_VALUES": 3072, "NUM_LEVELS": num_levels}
+    pointers = {"x_ptr": "*u8", "grad_ptr": "*fp32", "grad_logits_ptr": f"*{target[1]}"}
+    c = categorical.categorical_grad_config(10**6, num_levels, 200)
+    compile_kernel(cross_compile, categorical._grad_logits_kernel, target, c, pointers, meta)

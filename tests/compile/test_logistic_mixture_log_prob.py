@@ -10,12 +10,16 @@ SIZES = {"num_data": "i32", "stride_params_row": "i32", "stride_params_param": "
 
 
 # the backward pass of three channels is the largest; a second each
-CASES = [(80, "bf16", True, 3), (90, "fp32", True, 3), (90, "bf16", True, 3), (100, "bf16", True, 3)]
-CASES += [(90, "bf16", False, 3), (80, "fp32", True, 1), (90, "bf16", False, 1)]
+SUMS = [(80, "bf16", True, 3), (90, "fp32", True, 3), (90, "bf16", True, 3), (100, "bf16", True, 3)]
+SUMS += [(90, "bf16", False, 3), (80, "fp32", True, 1), (90, "bf16", False, 1)]
+CASES = [(*case, True) for case in SUMS]
+CASES += [(80, "fp32", True, 3, False), (90, "bf16", False, 3, False)]  # a value for each pixel
 
 
-@pytest.mark.parametrize(("arch", "dtype", "is_backward", "num_channels"), CASES)
-def test_compiles(cross_compile: Callable, arch: int, dtype: str, is_backward: bool, num_channels: int) -> None:
+@pytest.mark.parametrize(("arch", "dtype", "is_backward", "num_channels", "sum_sites"), CASES)
+def test_compiles(
+    cross_compile: Callable, arch: int, dtype: str, is_backward: bool, num_channels: int, sum_sites: bool
+) -> None:
     c = kernels.config(1024)
     pointers = {"x_ptr": "*fp32", "params_ptr": f"*{dtype}", "out_ptr": f"*{dtype}" if is_backward else "*fp32"}
     pointers |= {"grad_ptr": "*fp32"} if is_backward else {}
@@ -26,6 +30,7 @@ def test_compiles(cross_compile: Callable, arch: int, dtype: str, is_backward: b
         "NUM_CHANNELS": num_channels,
         "NUM_SITES": 1024,
         "BLOCK_SITES": c.block_sites,
+        "SUM_SITES": sum_sites,
         "IS_BACKWARD": is_backward,
     }
     compiled = cross_compile(

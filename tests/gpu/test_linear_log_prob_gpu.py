@@ -65,3 +65,19 @@ def test_lower_precision_moves_the_estimate_by_little(dtype: str, precision: str
     change = ours.double().logsumexp(0) - exact
     assert abs(float(change.mean())) < most
     assert float(change.std()) < 2 * most
+
+
+@pytest.mark.parametrize(("num_levels", "dtype"), [(16, torch.float32), (256, torch.bfloat16), (300, torch.float32)])
+def test_levels_in_planes_have_the_gradients_of_the_definition(num_levels: int, dtype: torch.dtype) -> None:
+    h, x = randn(7, 5, 64).tanh().to(dtype), torch.randint(num_levels, (5, 3, 4, 4), device="cuda")
+    weight, bias = (randn(48 * num_levels, 64) * 0.1).to(dtype), randn(48 * num_levels).to(dtype)
+    inputs = [value.requires_grad_() for value in (h, weight, bias)]
+    doubles = [value.detach().double().requires_grad_() for value in inputs]
+    with fastvae.backend("triton"):
+        value = ops.linear_categorical_log_prob(*inputs, x, event_dims=3, levels_dim=-3)
+    want = reference.linear_categorical_log_prob(*doubles, x, 3, -3)
+    grad = randn(7, 5)
+    grads = torch.autograd.grad(value, inputs, grad), torch.autograd.grad(want, doubles, grad.double())
+    digits = 1e-4 if dtype == torch.float32 else 2e-2
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=digits, atol=digits * float(expected.abs().max()))

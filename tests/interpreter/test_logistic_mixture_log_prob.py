@@ -41,6 +41,19 @@ def test_forward_and_backward_equal_the_definition(
     torch.testing.assert_close(ours_grad, want_grad.to(dtype), **tolerance)
 
 
+def test_a_value_for_each_pixel_equals_the_definition_of_its_pixel() -> None:
+    x, params = levels_with_edges(5, 2, 3, 9), torch.randn(4, 20, 9)
+    exact = params.double().requires_grad_()
+    pixels = exact.transpose(1, 2).flatten(0, 1)[..., None]  # (R S, P, 1)
+    want = definition(x.repeat(2, 1, 1).transpose(1, 2).flatten(0, 1)[..., None], pixels, 5).view(4, 9)
+    ours = kernels.logistic_mixture_log_prob_forward(x, params, 5, sum_sites=False)
+    torch.testing.assert_close(ours.double(), want.detach(), rtol=2e-6, atol=1e-5)
+    grad = torch.randn(4, 9)
+    (want_grad,) = torch.autograd.grad(want, exact, grad.double())
+    ours_grad = kernels.logistic_mixture_log_prob_backward(x, params, grad, 5)
+    torch.testing.assert_close(ours_grad.double(), want_grad, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("log_scale", [-1e4, -30.0, -8.0, 20.0, 100.0, 1e4])
 def test_extreme_parameters_are_finite_and_right(log_scale: float) -> None:
     x = levels_with_edges(256, 1, 1, 6)

@@ -1,0 +1,182 @@
+"""Likelihoods of what a last layer gives: ``log_prob`` runs as one operator with the layer, whose output is formed only
+where it is asked for."""
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastvae import ops
+
+from .bernoulli import Bernoulli, BernoulliLikelihood
+from .categorical import Categorical, CategoricalLikelihood
+from .gaussian import Gaussian, GaussianLikelihood
+from .likelihood import ImageDistribution, Likelihood
+from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
+
+__all__ = ["LastConv1x1", "LastLayer", "LastLinear", "likelihood_of_layer"]
+
+
+class LastLayer:
+    """A layer ``weight`` (P, H), ``bias`` (P,) or None, what enters it, and how its rows make up images."""
+
+    event_dims: int  # of the data that belong to one row
+    batch_shape: torch.Size
+    event_shape: torch.Size  # (C, height, width)
+
+    def __init__(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.h, self.weight, self.bias = h, weight, bias
+
+    def output(self) -> Tensor:
+        """The parameters, (..., maps, height, width)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define its output")
+
+    def arguments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Rows, weight, bias and data as the operators of a last layer take them."""
+        return self.h, self.weight, self.bias, x
+
+    def total(self, log_prob: Tensor) -> Tensor:
+        """The sum over the rows of an image."""
+        return log_prob
+
+    def is_narrow(self) -> bool:
+        """Whether ``log_prob`` forms the output as it takes no more memory than the arguments."""
+        return False
+
+
+class LastLinear(LastLayer):
+    """A linear layer to all parameters of an image: ``h`` (..., H)."""
+
+    event_dims = 3
+
+    def __init__(self, h: Tensor, weight: Tensor, bias: Tensor | None, event_shape: torch.Size) -> None:
+        super().__init__(h, weight, bias)
+        self.batch_shape, self.event_shape = h.shape[:-1], event_shape
+
+    def output(self) -> Tensor:
+        return F.linear(self.h, self.weight, self.bias).unflatten(-1, (-1, *self.event_shape[1:]))
+
+
+class LastConv1x1(LastLayer):
+    """A 1x1 convolution, which is a linear layer of every pixel: ``h`` (..., H, height, width)."""
+
+    event_dims = 1
+
+    def __init__(self, h: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> None:
+        super().__init__(h, weight, bias)
+        self.batch_shape, self.event_shape = h.shape[:-3], torch.Size((channels, *h.shape[-2:]))
+
+    def output(self) -> Tensor:
+        maps = F.conv2d(self.h.reshape(-1, *self.h.shape[-3:]), self.weight[..., None, None], self.bias)
+        return maps.view(*self.batch_shape, *maps.shape[1:])
+
+    def arguments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        h, data = (values.flatten(-2).transpose(-1, -2) for values in (self.h, x))  # (..., pixels, channels)
+        return h, self.weight, self.bias, data
+
+    def total(self, log_prob: Tensor) -> Tensor:
+        return log_prob.sum(-1)
+
+    def is_narrow(self) -> bool:
+        return self.weight.shape[0] <= self.weight.shape[1]  # rows of pixels are a copy of the input
+
+
+def likelihood_of_layer(family: Likelihood, layer: LastLayer) -> ImageDistribution:
+    """What ``family`` makes of the output of ``layer``; families that are not ours are given the output at once."""
+    of_layer = _OF_LAYER.get(type(family))
+    return family(layer.output()) if of_layer is None else of_layer(family, layer)
+
+
+class _OfLayer(ImageDistribution):
+    def __init__(self, family: Likelihood, layer: LastLayer) -> None:
+        ImageDistribution.__init__(self, layer.batch_shape + layer.event_shape)
+        self.family, self.layer = family, layer
+
+    @cached_property
+    def formed(self) -> ImageDistribution:
+        """The family's distribution of the output; computed once, when it is asked for."""
+        return self.family(self.layer.output())
+
+    def _is_formed(self) -> bool:
+        return "formed" in vars(self) or self.layer.is_narrow()
+
+
+class _BernoulliOfLayer(_OfLayer, Bernoulli):
+    formed: Bernoulli
+
+    @property
+    def logits(self) -> Tensor:  # type: ignore[override]
+        return self.formed.logits
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        if self._is_formed():
+            return super()._log_prob(x)
+        layer = self.layer
+        return layer.total(ops.linear_bernoulli_log_prob(*layer.arguments(x), event_dims=layer.event_dims))
+
+
+class _GaussianOfLayer(_OfLayer, Gaussian):
+    formed: Gaussian
+    family: GaussianLikelihood
+
+    @property
+    def loc(self) -> Tensor:  # type: ignore[override]
+        return self.formed.loc
+
+    @property
+    def log_scale(self) -> Tensor:  # type: ignore[override]
+        return self.formed.log_scale
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        if self._is_formed():
+            return super()._log_prob(x)
+        shared = None if self.family.scale_mode == "pixel" else self.family.log_scale
+        layer, dims = self.layer, self.layer.event_dims
+        return layer.total(ops.linear_gaussian_log_prob(*layer.arguments(x), shared, dims, params_dim=-dims))
+
+
+class _CategoricalOfLayer(_OfLayer, Categorical):
+    formed: Categorical
+    family: CategoricalLikelihood
+
+    @property
+    def num_levels(self) -> int:
+        return self.family.num_levels
+
+    @property
+    def logits(self) -> Tensor:  # type: ignore[override]
+        return self.formed.logits
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        if self._is_formed():
+            return super()._log_prob(x)
+        layer, dims = self.layer, self.layer.event_dims
+        return layer.total(ops.linear_categorical_log_prob(*layer.arguments(x), dims, levels_dim=-dims))
+
+
+class _LogisticMixtureOfLayer(_OfLayer, LogisticMixture):
+    formed: LogisticMixture
+    family: LogisticMixtureLikelihood
+
+    def __init__(self, family: LogisticMixtureLikelihood, layer: LastLayer) -> None:
+        super().__init__(family, layer)
+        self.num_components, self.num_levels = family.num_components, family.num_levels
+
+    @property
+    def params(self) -> Tensor:  # type: ignore[override]
+        return self.formed.params
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        if self._is_formed():
+            return super()._log_prob(x)
+        layer = self.layer
+        return layer.total(ops.linear_logistic_mixture_log_prob(*layer.arguments(x), self.num_levels, layer.event_dims))
+
+
+_OF_LAYER: dict[type[Likelihood], type[_OfLayer]] = {
+    BernoulliLikelihood: _BernoulliOfLayer,
+    GaussianLikelihood: _GaussianOfLayer,
+    CategoricalLikelihood: _CategoricalOfLayer,
+    LogisticMixtureLikelihood: _LogisticMixtureOfLayer,
+}
