@@ -59,7 +59,7 @@ def test_each_image_has_its_own_condition_in_parts_too(monkeypatch: pytest.Monke
     condition = torch.randn(7, 3, dtype=torch.float64)
     sampler = compile_sampler(model, (1, 6, 6), "bernoulli", example_condition=condition)
     whole = sampler(7, condition=condition)
-    monkeypatch.setattr("fastvae.sampling.sampler._MOST_CACHE_BYTES", 3 * sampler.plan.cache_bytes)
+    monkeypatch.setattr("fastvae.sampling.engine._MOST_CACHE_BYTES", 3 * sampler.plan.cache_bytes)
     parts = sampler(7, condition=condition, verify=True)
     assert torch.equal(parts.samples, whole.samples)
     one = sampler(1, condition=condition[4:5], first_id=4)
