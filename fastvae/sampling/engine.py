@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .compiled import Compiled, live_state
-from .draw import Draw, as_draw
+from .draw import Draw
+from .likelihoods import as_draw
 from .plan import Plan
 from .probe import refuse_leaks, refuse_ordered_channels
 from .run import Program
@@ -18,7 +19,7 @@ __all__ = ["Engine", "Likelihood"]
 Likelihood = str | Callable[[Tensor, Tensor], Tensor] | Any
 _MOST_CACHE_BYTES = 1 << 27  # larger batches are drawn in parts: no slower, and the caches stay near
 _NAIVE_PART = 64
-_PROGRAMS_KEPT = 4  # batch sizes that are ready to run
+_PROGRAMS_KEPT = 4  # batch sizes and parts of the schedule that are ready to run
 
 
 class Engine:
@@ -80,18 +81,23 @@ class Engine:
         return [slice(start, min(start + most, num_samples)) for start in range(0, num_samples, most)]
 
     @torch.inference_mode(False)
-    def program(self, batch: int, condition: Tensor | None) -> Program:
-        """A program for so many images, with the present weights and the condition (batch, ...)."""
+    def program(self, batch: int, condition: Tensor | None, steps: tuple[int, ...] | None = None) -> Program:
+        """A program for so many images, with the present weights and the condition (batch, ...).
+
+        ``steps``: the only steps of the plan in which something is drawn, see :meth:`fastvae.sampling.Plan.only`.
+        """
         assert self._compiled is not None
         values = self._compiled.values(condition)
-        program = self.programs.pop(batch, None)
+        key = batch if steps is None else (batch, steps)
+        program = self.programs.pop(key, None)
         if program is None:
             while len(self.programs) >= _PROGRAMS_KEPT:
                 del self.programs[next(iter(self.programs))]
-            program = Program(self._compiled.plan, batch, self.draw, values, self.device)
+            plan = self._compiled.plan if steps is None else self._compiled.plan.only(steps)
+            program = Program(plan, batch, self.draw, values, self.device)
         else:
             program.refresh(values)
-        self.programs[batch] = program  # the one used last is the last to go
+        self.programs[key] = program  # the one used last is the last to go
         return program
 
     def _plan(self) -> Draw:
@@ -130,14 +136,10 @@ class Engine:
 
     def _check_output(self, shape: tuple[int, ...]) -> Draw:
         channels, height, width = self.event_shape
-        if channels > 1 and getattr(self._likelihood, "name", None) == "logistic_mixture":
-            raise ValueError(
-                "likelihood 'logistic_mixture' is sampled for images of one channel only, as the channels of a colour "
-                f"depend on each other; event_shape is {self.event_shape}"
-            )
-        if len(shape) != 4 or shape[1] % channels or shape[2:] != (height, width):
+        joint = getattr(self._likelihood, "name", None) == "logistic_mixture"
+        if len(shape) != 4 or (shape[1] % channels and not joint) or shape[2:] != (height, width):
             raise ValueError(
                 f"the model must give (N, C * P, H, W) = (N, {channels} * P, {height}, {width}), got "
                 f"(N, {', '.join(map(str, shape[1:]))}); check event_shape"
             )
-        return as_draw(self._likelihood, shape[1] // channels)
+        return as_draw(self._likelihood, shape[1], channels)

@@ -1,19 +1,28 @@
 """``Sampler``: exact samples from any causal network, in far fewer steps than pixels."""
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from .certify import Certificate, CertificateError, certify
+from .draw import Draw
 from .engine import Engine, Likelihood
 from .inputs import checked_condition, require_integer, require_tensor, uniform_numbers
+from .likelihoods import adjusted
 from .naive import naive_samples
 from .plan import Plan
+from .request import Request, checked_observations
 
 __all__ = ["Sampler", "Samples"]
+
+
+OnRows = Callable[[int, int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,9 @@ class Samples:
 
     Attributes:
         samples: (B, C, H, W) values.
-        log_prob: (B,) log-probability of each image in nats, None if the likelihood is a callable.
+        log_prob: (B,) nats of the values that were drawn, each given all earlier ones, under the model itself, whatever
+            the temperature: log p(x) of the image if nothing was observed, 0 if everything was. None if the likelihood
+            is a callable.
         certificate: the proof that the samples are exact, if it was asked for.
     """
 
@@ -70,54 +81,70 @@ class Sampler:
         seed: int = 0,
         condition: Tensor | None = None,
         noise: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        greedy: bool = False,
+        observed: tuple[Tensor, Tensor] | None = None,
         verify: bool = False,
         first_id: int = 0,
+        progress: bool | None = None,
+        on_rows: OnRows | None = None,
     ) -> Samples:
         """Draw images.
 
         Image number b uses the uniform numbers at (seed, first_id + b, pixel, channel), so it is the same whatever
         batch it is drawn in (but for a value whose u meets the cdf within the rounding of the network).
 
+        With ``observed``, pixels that are known keep their values and the others are drawn in raster order, each given
+        all pixels before it. Known pixels that come after an unknown one do not inform it: only where all known pixels
+        come first, such as the upper half of an image, are the completions draws of p(unknown | known) and ``log_prob``
+        its logarithm. What is known up to the first unknown pixel costs one parallel pass, the steps between that draw
+        nothing are merged, and nothing is computed after the last one.
+
         Args:
             num_samples: B.
             seed: an integer in [0, 2^64).
             condition: (B, *condition_shape), one for each image, if the model takes one.
             noise: uniform numbers (B, C, H, W) in (0, 1) to use instead of the seed.
+            temperature: T > 0. It divides the logits of "bernoulli" and "categorical" and multiplies the scale of
+                "gaussian"; for a logistic mixture it divides the logits of the components and multiplies their scales.
+            top_k: for "categorical": draw from the k levels with the largest logits (and any that equal the k-th).
+            greedy: take the limit of temperature 0: the most probable level, the mean of "gaussian", the centre of the
+                heaviest component of a logistic mixture. The noise plays no part.
+            observed: (mask, values): a boolean mask that is True for known values, and the values, (B, C, H, W) each or
+                with 1 in place of B or C. Values where the mask is False do not count and may be nan.
             verify: prove the samples exact with one parallel pass.
             first_id: the number of the first image.
+            progress: show a bar, which counts images; by default on a terminal if it takes more than a second.
+            on_rows: called as rows are finished, with the number of the first image in them (large batches are drawn in
+                parts), the number of the first row and values (images, C, rows, W): each row of each image once, from
+                the top.
 
         Raises:
             TypeError, ValueError: for arguments that make no sense, or if the model's result is not a number.
             CertificateError: with ``verify``, if a value is not the one that the model gives.
         """
-        engine = self._engine
-        engine.refresh()
-        uniform = uniform_numbers(num_samples, self.event_shape, seed, noise, first_id, engine.dtype, engine.device)
-        condition = self._checked(num_samples, condition)
-        if self.plan is None:
-            images, nats = naive_samples(self.model, engine.draw, uniform, condition, dtype=engine.dtype)
-        else:
-            parts = []
-            for rows in engine.parts(num_samples):
-                program = engine.program(rows.stop - rows.start, None if condition is None else condition[rows])
-                program.sample(uniform[rows])
-                parts.append((program.images(), program.log_prob()))
-            images = torch.cat([part for part, _ in parts])
-            known = [part for _, part in parts if part is not None]
-            nats = torch.cat(known) if known else None
-        _refuse_nan(images, nats)
-        certificate = None
-        if verify:
-            proofs = [
-                certify(
-                    self.model, engine.draw, images[rows], uniform[rows], None if condition is None else condition[rows]
-                )
-                for rows in engine.parts(num_samples)
-            ]
-            certificate = reduce(operator.add, proofs)
-            if not certificate.ok:
-                raise CertificateError(certificate)
-        return Samples(images, nats, certificate)
+        if on_rows is not None and not callable(on_rows):
+            raise TypeError(f"on_rows must be a function of (first image, first row, values), got {on_rows!r}")
+        self._engine.refresh()
+        draw = adjusted(self._engine.draw, temperature, top_k, greedy)
+        request = self._request(num_samples, seed, condition, noise, first_id, draw, observed)
+        steps = self._steps(request)
+        images, nats, proofs = [], [], []
+        with _bar(num_samples, progress) as bar:
+            for rows in self._engine.parts(num_samples):
+                part = request.part(rows)
+                values, log_prob = self._drawn(part, steps, on_rows and partial(on_rows, rows.start))
+                _refuse_nan(values, log_prob)
+                images.append(values)
+                nats.append(log_prob)
+                if verify:
+                    proofs.append(certify(self.model, draw, values, part.uniform, part.condition, part.known))
+                bar.update(part.size)
+        certificate = reduce(operator.add, proofs) if verify else None
+        if certificate is not None and not certificate.ok:
+            raise CertificateError(certificate)
+        return Samples(torch.cat(images), _joined(nats), certificate)
 
     def naive(
         self,
@@ -126,6 +153,10 @@ class Sampler:
         seed: int = 0,
         condition: Tensor | None = None,
         noise: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        greedy: bool = False,
+        observed: tuple[Tensor, Tensor] | None = None,
         first_id: int = 0,
         num_pixels: int | None = None,
     ) -> Samples:
@@ -138,11 +169,10 @@ class Sampler:
         """
         if num_pixels is not None:
             require_integer("num_pixels", num_pixels, 1, self.event_shape[1] * self.event_shape[2] + 1)
-        engine = self._engine
-        engine.refresh()
-        uniform = uniform_numbers(num_samples, self.event_shape, seed, noise, first_id, engine.dtype, engine.device)
-        condition = self._checked(num_samples, condition)
-        images, nats = naive_samples(self.model, engine.draw, uniform, condition, num_pixels, engine.dtype)
+        self._engine.refresh()
+        draw = adjusted(self._engine.draw, temperature, top_k, greedy)
+        request = self._request(num_samples, seed, condition, noise, first_id, draw, observed)
+        images, nats = self._naive(request, num_pixels)
         _refuse_nan(images, nats)
         return Samples(images, nats)
 
@@ -164,7 +194,7 @@ class Sampler:
             raise ValueError(f"images must have shape (B, *{self.event_shape}), B >= 1, got {tuple(images.shape)}")
         engine = self._engine
         engine.refresh()
-        condition = self._checked(images.shape[0], condition)
+        condition = checked_condition(images.shape[0], self.condition_shape, condition, engine.dtype, engine.device)
         if self.plan is None:
             raise ValueError(f"there are no steps to decode by, the model is sampled naively: {self.reason}")
         images = images.to(engine.device, engine.dtype)
@@ -175,9 +205,63 @@ class Sampler:
             parts.append(program.params())
         return torch.cat(parts)
 
-    def _checked(self, num_samples: int, condition: Tensor | None) -> Tensor | None:
-        engine = self._engine
-        return checked_condition(num_samples, self.condition_shape, condition, engine.dtype, engine.device)
+    def _request(
+        self,
+        num_samples: int,
+        seed: int,
+        condition: Tensor | None,
+        noise: Tensor | None,
+        first_id: int,
+        draw: Draw,
+        observed: Any,
+    ) -> Request:
+        kind = (self._engine.dtype, self._engine.device)
+        uniform = uniform_numbers(num_samples, self.event_shape, seed, noise, first_id, *kind)
+        condition = checked_condition(num_samples, self.condition_shape, condition, *kind)
+        known, values = checked_observations(num_samples, self.event_shape, observed, draw, *kind)
+        return Request(draw, uniform, condition, known, values)
+
+    def _steps(self, request: Request) -> tuple[int, ...] | None:
+        """Steps of the plan that draw anything; None for all of them."""
+        if request.known is None or self.plan is None:
+            return None
+        return self.plan.steps_for((~request.known).any(0).any(0).cpu().numpy())
+
+    def _drawn(
+        self, request: Request, steps: tuple[int, ...] | None, on_rows: Callable[[int, Tensor], None] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Images and their nats."""
+        if self.plan is None or steps == ():  # all is known: no pass at all
+            return self._naive(request, on_rows=on_rows)
+        program = self._engine.program(request.size, request.condition, steps)
+        program.sample(request, on_rows)
+        return program.images(), program.log_prob()
+
+    def _naive(self, request: Request, num_pixels: int | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
+        return naive_samples(
+            self.model,
+            request.draw,
+            request.uniform,
+            request.condition,
+            num_pixels,
+            self._engine.dtype,
+            known=request.known,
+            values=request.values,
+            **options,
+        )
+
+
+def _bar(total: int, progress: bool | None) -> tqdm:
+    # tqdm: None hides the bar where there is no terminal; short calls show nothing unless asked to
+    delay = 1 if progress is None else 0
+    return tqdm(
+        total=total, desc="sampling", unit="image", delay=delay, disable=None if progress is None else not progress
+    )
+
+
+def _joined(nats: list[Tensor | None]) -> Tensor | None:
+    found = [part for part in nats if part is not None]
+    return torch.cat(found) if found else None
 
 
 def _refuse_nan(images: Tensor, nats: Tensor | None) -> None:

@@ -33,7 +33,10 @@ def test_exact_samples_are_certified() -> None:
     certificate = compile_sampler(sharp(), (1, 9, 9), "bernoulli")(16, verify=True).certificate
     assert certificate.ok
     assert (certificate.mismatches, certificate.unexplained) == (0, 0)
-    assert str(certificate) == "exact: all 1296 values equal g(u, f(x))"
+    first, second = str(certificate).splitlines()
+    assert first == "exact: all 1296 values equal g(u, f(x))"
+    assert second == f"  margin: {certificate.margin:.1e} at least; 0 within 1e-09"
+    assert 1e-9 < certificate.margin < 1e-2  # of so many numbers one comes near
 
 
 def test_no_certificate_unless_asked() -> None:

@@ -101,8 +101,10 @@ def test_our_models_draw_from_a_logistic_mixture() -> None:
     out = sampler(20, seed=1)
     assert torch.equal(out.samples, sampler.naive(20, seed=1).samples)
     torch.testing.assert_close(net.log_prob(out.samples), out.log_prob, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match=r"one channel only.*event_shape is \(3, 4, 4\)"):
-        compile_sampler(PixelCNN((3, 4, 4), family, channels=8, num_blocks=1))(1)
+    colours = PixelCNN((3, 4, 4), family, channels=8, num_blocks=1)
+    out = compile_sampler(colours)(20, verify=True)
+    torch.testing.assert_close(colours.log_prob(out.samples), out.log_prob, rtol=1e-4, atol=1e-4)
+    assert out.certificate.ok
 
 
 def test_a_learned_scale_is_read_at_every_call() -> None:
