@@ -36,14 +36,14 @@ def compile_sampler(
 
     Args:
         model: ``model(x)`` or ``model(x, condition)`` with x (N, C, H, W) gives (N, C * P, H, W), the P parameters of
-            each value (those of a pixel for a logistic mixture); it must be causal in raster order. Any module made of convolutions, shifts, pads and crops,
-            linear layers and functions of single pixels.
+            each value (those of a pixel for a logistic mixture); it must be causal in raster order. Any module made of
+            convolutions, shifts, pads and crops, linear layers and functions of single pixels.
         event_shape: (C, H, W); by default ``model.event_shape``.
         likelihood: "bernoulli" (P = 1 logit), "categorical" (P logits of the levels 0..P-1), "gaussian" (P = 2, mean
-            and log-scale), an object with one of these as its ``name``, a ``LogisticMixtureLikelihood`` (C = 1 or 3, its
-            3 K or 10 K parameters for each pixel, whose channels are drawn one after the other), or a callable g(u, params) with u (..., C) and params (..., C, P) that gives values
-            (..., C) and is monotone in u. By default ``model.likelihood`` or
-            ``model.family`` if that has a name.
+            and log-scale), an object with one of these as its ``name``, a ``LogisticMixtureLikelihood`` (C = 1 or 3,
+            its 3 K or 10 K parameters for each pixel, whose channels are drawn one after the other), or a callable
+            g(u, params) with u (..., C) and params (..., C, P) that gives values (..., C) and is monotone in u. By
+            default ``model.likelihood`` or ``model.family`` if that has a name.
         condition_shape: the shape of the condition of one image, (d,) or (C, H, W); by default
             ``model.condition_shape``, None for none.
         example_condition: instead, a condition for some images, (N, ...).
