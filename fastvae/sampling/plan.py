@@ -98,12 +98,13 @@ class Plan:
         """
         return replace(self, bounds={op: bounds[list(steps)] for op, bounds in self.bounds.items()})
 
+    def pixel_steps(self) -> NDArray[np.int64]:
+        """The step at which each pixel is drawn, (H, W); see :func:`fastvae.figures.wavefront` for a picture."""
+        return np.searchsorted(self.bounds[self.pixels], self.cells[self.pixels].places - 1, side="right")
+
     def steps_for(self, unknown: NDArray[np.bool_]) -> tuple[int, ...]:
         """The steps that draw any of the pixels (H, W) that are not known."""
-        cells = self.cells[self.pixels]
-        drawn = np.flatnonzero(unknown[cells.rows, cells.columns])
-        steps = np.searchsorted(self.bounds[self.pixels], drawn, side="right")
-        return tuple(int(step) for step in np.unique(steps))
+        return tuple(int(step) for step in np.unique(self.pixel_steps()[unknown]))
 
     def rows_done(self) -> NDArray[np.int64]:
         """How many rows of the image, from the first on, are complete after each step."""
