@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["HALVES", "Partial", "check_complete", "completed_grid", "read_partial"]
+__all__ = ["Partial", "check_complete", "completed_grid", "read_partial"]
 
-HALVES = ("top", "bottom", "left", "right")
 _MOST_IMAGES = 8
 _UNKNOWN = torch.tensor([0.62, 0.76, 0.93])  # light blue: no grey value
 
@@ -52,7 +51,8 @@ def read_partial(source: str, keep: str | None, num: int, model: Any, options: M
 
         problem = Problem.from_options(options)
         problem.check_fits(model, "the checkpoint")
-        values = problem.frozen("test" if source == "test" else "valid")[: min(num, _MOST_IMAGES)]
+        values = problem.frozen("test" if source == "test" else "valid")
+        values = values[torch.linspace(0, len(values) - 1, min(num, _MOST_IMAGES, len(values))).long()]  # sorted or not
         return Partial(values, _half(keep or "top", values), True)
     path = Path(source)
     values, known = _from_npz(path) if path.suffix.lower() == ".npz" else _from_png(path, model.family.num_levels)
@@ -102,17 +102,18 @@ def _from_npz(path: Path) -> tuple[Tensor, Tensor | None]:
             raise ValueError(f"--complete {path} holds {archive.files or 'nothing'}; expected values, and mask")
         values = torch.from_numpy(np.asarray(archive["values"], dtype=np.float32))
         mask = torch.from_numpy(archive["mask"]) if "mask" in archive.files else None
-    values, known = (each if each is None or each.ndim == 4 else each.unsqueeze(-3) for each in (values, mask))
-    if values.ndim != 4:
+    if values.ndim not in (3, 4):
         raise ValueError(f"--complete {path}: values must be (N, H, W) or (N, C, H, W), got {tuple(values.shape)}")
-    if known is not None:
-        known = known if known.ndim == 4 else known[None]
-        fits = all(a in (1, b) for a, b in zip(known.shape, values.shape, strict=False))
-        if known.dtype != torch.bool or not fits:
-            raise ValueError(
-                f"--complete {path}: mask must be boolean, True for known pixels, with the shape of values or (H, W), "
-                f"got {known.dtype} of shape {tuple(known.shape)}"
-            )
+    values = values if values.ndim == 4 else values.unsqueeze(1)
+    if mask is None:
+        return values, None
+    known = mask[None, None] if mask.ndim == 2 else mask.unsqueeze(1) if mask.ndim == 3 else mask
+    fits = known.ndim == 4 and all(a in (1, b) for a, b in zip(known.shape, values.shape, strict=True))
+    if known.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"--complete {path}: mask must be boolean, True for known pixels, with the shape of values or (H, W), "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
     return values, known
 
 

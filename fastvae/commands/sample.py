@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pixel.add_argument(
         "--complete",
         metavar="SOURCE",
-        help="complete images (pixelcnn alone): 'test' or 'valid', the first images of what the model was trained on; "
+        help="complete images (pixelcnn alone): 'test' or 'valid', some images of what the model was trained on; "
         "FILE.npz with values (N, H, W) or (N, C, H, W) in the model's units and a boolean mask, True for known "
         "pixels; FILE.png, one image whose transparent pixels are not known",
     )
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         samples, columns = _completed(model, options, args)
     check_finite(samples, "the sample", args.checkpoint)
-    figures.save(figures.image_grid(_unit_interval(model, samples, columns), columns), args.out)
+    figures.save(figures.image_grid(_unit_interval(model, samples, columns), columns=columns), args.out)
     print(f"{args.num} samples: {args.out}" if args.complete is None else f"completions: {args.out}")
     return 0
 
