@@ -162,6 +162,23 @@ def test_a_naively_sampled_model_completes_too() -> None:
     assert torch.equal(out.samples, binary()(3, observed=observed, temperature=0.7).samples)
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", lambda u, params: params[..., 0] + torch.logit(u)])
+def test_continuous_values_are_completed(likelihood: Any) -> None:
+    sampler = compile_sampler(randomized(plain(params=2, first=3), gain=0.5), (1, *SHAPE), likelihood)
+    mask, values = MASKS["anywhere"](), torch.randn(6, 1, *SHAPE, dtype=torch.float64)
+    ours, naive = sampler(6, observed=(mask, values), verify=True), sampler.naive(6, observed=(mask, values))
+    assert torch.equal(ours.samples[mask], values[mask])
+    torch.testing.assert_close(ours.samples, naive.samples, rtol=1e-10, atol=1e-10)
+    certificate = ours.certificate
+    assert (certificate.values, certificate.mismatches) == (int((~mask).sum()), 0)
+    assert certificate.difference < 1e-10
+    assert "largest difference" in str(certificate)
+    if likelihood == "gaussian":
+        torch.testing.assert_close(ours.log_prob, naive.log_prob)
+    else:
+        assert ours.log_prob is naive.log_prob is None
+
+
 MUTANTS = {
     "a step too late": lambda steps: tuple(s + 1 for s in steps[:-1]) + steps[-1:],
     "a step left out": lambda steps: steps[:5] + steps[6:],
