@@ -7,7 +7,8 @@ from torch import Tensor, fx, nn
 
 from .graph import Constant, Linear, Map
 from .lower import lower
-from .plan import Plan, make_plan
+from .plan import Plan
+from .planner import Planner, cheapest
 from .trace import UnsupportedModelError, trace_model
 
 __all__ = ["Compiled", "live_state"]
@@ -26,14 +27,15 @@ class Compiled:
     Args:
         model: the causal network.
         inputs: batch size -> an image and a condition (or None) of that batch.
+        schedule: "auto", or the name of one.
 
     Attributes:
         output_shape: of the model's result for two images.
         device: of the model.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self._model, self._inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: Inputs, schedule: str = "auto") -> None:
+        self._model, self._inputs, self._schedule = model, inputs, schedule
         # two images: a batch of one could be mistaken for any other dimension of size one
         self._trace = trace_model(model, *inputs(2))
         self.device = self._trace.image.meta["val"].device
@@ -43,8 +45,17 @@ class Compiled:
 
     @cached_property
     def plan(self) -> Plan:
-        """The schedule."""
-        return make_plan(lower(self._trace, live_state(self._model)))
+        """The schedule for one image."""
+        return self.plan_for(1)
+
+    def plan_for(self, batch: int) -> Plan:
+        """The schedule for a batch size."""
+        return cheapest(self._plans, self._schedule, batch)
+
+    @cached_property
+    def _plans(self) -> list[Plan]:
+        """They share their operators."""
+        return Planner(lower(self._trace, live_state(self._model))).plans()
 
     @cached_property
     def _linear(self) -> list[Linear]:

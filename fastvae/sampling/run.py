@@ -105,7 +105,7 @@ class Program:
         if op in self.plan.cached:
             count = len(self.plan.cells[op]) + 1
         else:
-            count = int(np.diff(self.plan.bounds[op], prepend=0).max())
+            count = int(np.diff(self.plan.passes[op][-1], prepend=0).max())
         return torch.zeros((count, self.batch, *op.features), dtype=op.dtype, device=self.device)
 
     def _params_storage(self, pixels: int) -> Tensor:
@@ -144,23 +144,20 @@ class Program:
 
     def _step(self, step: int) -> tuple[list[Call], Call, tuple[int, int]]:
         calls: list[Call] = []
-        for op in self.plan.operators:
-            start, end = self._range(op, step)
-            if start == end or op is self.plan.pixels:
-                continue
-            if isinstance(op, Linear):
-                calls += self._linear(op, start, end)
-            elif isinstance(op, Map):
-                calls += self._map(op, start, end)
-        start, end = self._range(self.plan.pixels, step)
+        for op in self.plan.operators[1:]:
+            for bounds in self.plan.passes[op]:
+                start, end = _range(bounds, step)
+                if start == end:
+                    continue
+                if isinstance(op, Linear):
+                    calls += self._linear(op, start, end)
+                elif isinstance(op, Map):
+                    calls += self._map(op, start, end)
+        start, end = _range(self.plan.bounds[self.plan.pixels], step)
         if self._gathered is not None:
             calls.append(self._gather(self.plan.pixels, [self.plan.output], start, end, self._gathered[start:end]))
         image = self._storage[self.plan.pixels][1 + start : 1 + end]
         return calls, self.draw.into(self._noise[start:end], self._params(start, end), image), (start, end)
-
-    def _range(self, op: Operator, step: int) -> tuple[int, int]:
-        bounds = self.plan.bounds[op]
-        return int(bounds[step - 1]) if step else 0, int(bounds[step])
 
     def _linear(self, op: Linear, start: int, end: int) -> list[Call]:
         rows = (end - start) * self.batch
@@ -243,6 +240,10 @@ class Program:
         return cells.permute(2, 3, 0, 1).contiguous()
 
 
+def _range(bounds: "np.ndarray[Any, Any]", step: int) -> tuple[int, int]:
+    return int(bounds[step - 1]) if step else 0, int(bounds[step])
+
+
 def _joined(cells: Tensor) -> Tensor:
     """(cells, batch, *features) -> (cells * batch, *features), never a copy: it would not follow the cells."""
     return cells.view(cells.shape[0] * cells.shape[1], *cells.shape[2:])
@@ -265,9 +266,8 @@ def _rows(plan: Plan, reader: Operator, reads: list[Read], batch: int) -> "np.nd
     """Rows of the source that every (pixel, image, read) takes."""
     cells = plan.cells[reader]
     source = plan.cells[reads[0].value.operator]
-    places = [
-        source.lookup(cells.rows + read.offset[0], cells.columns + read.offset[1], read.value.box) for read in reads
-    ]
+    where = (cells.rows - cells.box.top, cells.columns - cells.box.left)
+    places = [source.lookup(read, cells.box)[where] for read in reads]
     rows = np.stack(places, axis=1)[:, None, :] * batch + np.arange(batch)[None, :, None]
     return rows.ravel()
 

@@ -50,6 +50,7 @@ def compile_sampler(
     condition_shape: Sequence[int] | None = None,
     example_condition: Tensor | None = None,
     fallback: Literal["naive"] | None = None,
+    schedule: Literal["auto", "wavefront", "row", "levels"] = "auto",
 ) -> "Sampler":
     r"""Plan exact sampling for a causal network as it is.
 
@@ -80,6 +81,8 @@ def compile_sampler(
         fallback: "naive" to sample with one full pass per pixel where planning fails for an operator that it does not
             know. A model that is not causal is refused all the same: where the operators do not tell, its parameters
             are probed at one random image when it is compiled.
+        schedule: "wavefront", "row" (one pixel after the other, what reads finished rows only a whole row at once), or
+            "auto" for the one whose estimated time is shorter at the batch size; ``plan`` tells why.
 
     Returns:
         A :class:`Sampler`.
@@ -131,7 +134,9 @@ def compile_sampler(
         condition_shape = getattr(model, "condition_shape", None)
     if condition_shape is not None:
         condition_shape = require_sizes("condition_shape", condition_shape)
-    return Sampler(model, shape, likelihood, condition_shape, fallback)
+    if schedule not in ("auto", "wavefront", "row", "levels"):
+        raise ValueError(f"schedule must be 'auto', 'wavefront', 'row' or 'levels', got {schedule!r}")
+    return Sampler(model, shape, likelihood, condition_shape, fallback, schedule)
 
 
 class Sampler:
@@ -152,10 +157,11 @@ class Sampler:
         likelihood: Likelihood,
         condition_shape: tuple[int, ...] | None,
         fallback: str | None,
+        schedule: str = "auto",
     ) -> None:
         self.model, self.event_shape, self.condition_shape = model, event_shape, condition_shape
         self.reason: str | None = None
-        self._likelihood, self._fallback = likelihood, fallback
+        self._likelihood, self._fallback, self._schedule = likelihood, fallback, schedule
         self._compiled: Compiled | None = None
         self._draw: Draw | None = None
         self._programs: dict[int, Program] = {}
@@ -164,7 +170,7 @@ class Sampler:
 
     @property
     def plan(self) -> Plan | None:
-        """The schedule, which prints itself; None if the model is sampled naively."""
+        """The schedule for one image, which prints itself; None if the model is sampled naively."""
         return self._compiled.plan if self._compiled else None
 
     def __repr__(self) -> str:
@@ -303,7 +309,7 @@ class Sampler:
     def _plan(self) -> Draw:
         self.reason = None
         try:
-            compiled = Compiled(self.model, self._inputs)
+            compiled = Compiled(self.model, self._inputs, self._schedule)
             draw = self._check_output(compiled.output_shape)
             compiled.refresh()
             self._compiled = compiled
@@ -363,7 +369,7 @@ class Sampler:
         if program is None:
             while len(self._programs) >= _PROGRAMS_KEPT:
                 del self._programs[next(iter(self._programs))]
-            program = Program(self._compiled.plan, batch, self._draw, values, self._device)
+            program = Program(self._compiled.plan_for(batch), batch, self._draw, values, self._device)
         else:
             program.refresh(values)
         self._programs[batch] = program  # the one used last is the last to go
