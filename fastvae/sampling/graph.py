@@ -181,6 +181,8 @@ class Map(Operator):
         arguments: operands as (cells, batch, *features) tensors -> positional and keyword arguments.
         align: feature axes of each operand, given ones where broadcasting needs them.
         expand: whether constants must be expanded to the cells.
+        spread: operands as (cells, batch, *features) tensors of zeros, but for some positive features -> a result that
+            is positive where it depends on these.
     """
 
     operands: Sequence[Read | Constant] = ()
@@ -188,6 +190,7 @@ class Map(Operator):
     arguments: Callable[[list[Tensor]], tuple[tuple[Any, ...], dict[str, Any]]] = lambda tensors: (tuple(tensors), {})
     align: Sequence[tuple[int, ...]] = ()
     expand: bool = False
+    spread: Callable[[list[Tensor]], Tensor] = sum  # type: ignore[assignment]
 
     @property
     def reads(self) -> list[Read]:

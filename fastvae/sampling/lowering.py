@@ -110,6 +110,7 @@ class Lowering:
         layout: Layout | None = None,
         dtype: torch.dtype | None = None,
         expand: bool = False,
+        spread: Callable[[list[Tensor]], Tensor] | None = None,
     ) -> Value:
         """Add a function of single pixels; without a ``layout`` its operands broadcast as in the user's program."""
         values = [operand for operand in operands if isinstance(operand, Value)]
@@ -135,6 +136,8 @@ class Lowering:
         operator.expand = expand
         if arguments is not None:
             operator.arguments = arguments
+        if spread is not None:
+            operator.spread = spread
         self.operators.append(operator)
         return self.value_of(operator, layout, first.origin)
 

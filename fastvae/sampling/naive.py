@@ -1,5 +1,7 @@
 """Naive sampling: a full pass of the network for every pixel, the definition of what planned sampling gives."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ def naive_samples(
     condition: Tensor | None = None,
     num_pixels: int | None = None,
     dtype: torch.dtype = torch.float32,
+    groups: Sequence[slice] = (slice(None),),
 ) -> tuple[Tensor, Tensor | None]:
     """Draw images in raster order with one parallel pass per pixel.
 
@@ -26,6 +29,7 @@ def naive_samples(
         condition: (B, ...) or None.
         num_pixels: draw only the first so many pixels and leave the rest zero (every pixel costs the same).
         dtype: of the images.
+        groups: channels that are drawn together, in their order: one pass for each group of each pixel.
 
     Returns:
         The images (B, C, H, W) and their log-probabilities (B,) in nats, None where the likelihood has none.
@@ -37,10 +41,11 @@ def naive_samples(
     with torch.no_grad():
         for pixel in range(height * width if num_pixels is None else num_pixels):
             row, column = divmod(pixel, width)
-            out = model(images) if condition is None else model(images, condition)
-            params = split_params(out[:, :, row : row + 1, column : column + 1], channels)[:, 0, 0]  # (B, C, P)
-            x = draw.sample(noise[row, column], params)
-            images[:, :, row, column] = x
-            here = draw.log_prob(x, params)
-            nats += [] if here is None else [here.sum(1)]
+            for group in groups:
+                out = model(images) if condition is None else model(images, condition)
+                params = split_params(out[:, :, row : row + 1, column : column + 1], channels)[:, 0, 0, group]
+                x = draw.sample(noise[row, column][:, group], params)  # from (B, channels of the group, P)
+                images[:, group, row, column] = x
+                here = draw.log_prob(x, params)
+                nats += [] if here is None else [here.sum(1)]
     return images, torch.stack(nats).double().sum(0).to(nats[0].dtype) if nats else None

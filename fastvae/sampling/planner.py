@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .axes import image_layout
+from .channels import order_channels
 from .graph import Box, Linear, Operator, Read, Value
 from .lowering import Lowering
 from .plan import TITLES, Cells, Plan, ScheduleName
@@ -37,27 +38,36 @@ class Planner:
         self.operators, self.reads, self.needed = _prune(lowering, self.output)
         self.needs: Needs = {op: [[0] * len(self.reads[op])] for op in self.operators}
         self.ends = [0]
+        self.groups: tuple[slice, ...] = (slice(0, lowering.pixels.features[0]),)
+        self.skew = self._order()
 
     def plans(self) -> list[Plan]:
         """All schedules worth a comparison; where they cost the same, the first is taken."""
-        skew = self._skew()
-        plans = [self._skewed("wavefront", skew), self._skewed("row", self.width)]
-        return plans if skew < self.width else plans[::-1]
+        plans = [self._skewed("wavefront", self.skew), self._skewed("row", self.width)]
+        return plans if self.skew < self.width else plans[::-1]
 
-    def _skew(self) -> int:
-        """The smallest one."""
+    def _order(self) -> int:
+        """The smallest skew, and an order of the channels if the pixels themselves have none."""
         raster = _raster_skew(self.reads, self.output)
-        if not self._is_valid(raster):
-            raise _not_causal(self.operators, self.reads, self.output, raster, self.lowering)
-        return next(skew for skew in range(1, raster + 1) if self._is_valid(skew))
+        if self._is_valid(raster):
+            return next(skew for skew in range(1, raster + 1) if self._is_valid(skew))
+        error = _not_causal(self.operators, self.reads, self.output, raster, self.lowering)
+        if error.offset != (0, 0) or self.lowering.pixels.features[0] == 1:
+            raise error
+        channels = order_channels(self.operators, self.reads, self.output, raster, self.lowering.fixed)
+        if channels is None:
+            raise error
+        self.groups, self.needs, self.ends = channels.groups, channels.needs, channels.ends
+        return channels.skew
 
     def _is_valid(self, skew: int) -> bool:
         return _leads(self.operators, self.reads, self.output, skew)[self.lowering.pixels] <= -1
 
     def _skewed(self, name: ScheduleName, skew: int) -> Plan:
         keys: dict[Operator, Ints | None] = {op: _diagonals(op.box, skew) for op in self.operators}
+        count = len(self.groups)
         draw = _diagonals(self.lowering.pixels.box, skew)
-        return self._plan(name, skew, [draw], keys)
+        return self._plan(name, skew, [count * draw + number for number in range(count)], keys)
 
     def _plan(self, name: ScheduleName, skew: int, draws: Sequence[Ints], keys: dict[Operator, Ints | None]) -> Plan:
         schedule = make_schedule(
@@ -75,8 +85,9 @@ class Planner:
             op: [np.searchsorted(each, steps, side="right") for each in schedule.steps[op]] for op in self.operators
         }
         return Plan(
-            name, self.operators, self.lowering.pixels, self.output, skew, cells, passes, self.height, self.width
-        )
+            name, self.operators, self.lowering.pixels, self.output, skew, cells, passes, self.height, self.width,
+            self.groups,
+        )  # fmt: skip
 
 
 def _diagonals(box: Box, skew: int) -> Ints:

@@ -79,10 +79,10 @@ class Program:
         cells = self.plan.cells[self.plan.pixels]
         given = images[:, :, self._index(cells.rows), self._index(cells.columns)].permute(2, 0, 1)
         with torch.inference_mode(), _one_thread(self._small):
-            for calls, _, (start, end) in self._steps:
+            for calls, _, (start, end, group) in self._steps:
                 for call in calls:
                     call()
-                self._storage[self.plan.pixels][1 + start : 1 + end] = given[start:end]
+                self._storage[self.plan.pixels][1 + start : 1 + end, :, group] = given[start:end, :, group]
 
     def images(self) -> Tensor:
         """The values drawn, (B, C, H, W)."""
@@ -142,7 +142,7 @@ class Program:
 
     # ---- calls
 
-    def _step(self, step: int) -> tuple[list[Call], Call, tuple[int, int]]:
+    def _step(self, step: int) -> tuple[list[Call], Call, tuple[int, int, slice]]:
         calls: list[Call] = []
         for op in self.plan.operators[1:]:
             for bounds in self.plan.passes[op]:
@@ -153,11 +153,14 @@ class Program:
                     calls += self._linear(op, start, end)
                 elif isinstance(op, Map):
                     calls += self._map(op, start, end)
-        start, end = _range(self.plan.bounds[self.plan.pixels], step)
-        if self._gathered is not None:
+        ranges = [_range(bounds, step) for bounds in self.plan.passes[self.plan.pixels]]
+        number = next((number for number, (start, end) in enumerate(ranges) if end > start), 0)  # at most one draws
+        (start, end), group = ranges[number], self.plan.groups[number]
+        if self._gathered is not None and end > start:
             calls.append(self._gather(self.plan.pixels, [self.plan.output], start, end, self._gathered[start:end]))
-        image = self._storage[self.plan.pixels][1 + start : 1 + end]
-        return calls, self.draw.into(self._noise[start:end], self._params(start, end), image), (start, end)
+        image = self._storage[self.plan.pixels][1 + start : 1 + end, :, group]
+        draw = self.draw.into(self._noise[start:end, :, group], self._params(start, end)[:, :, group], image)
+        return calls, draw, (start, end, group)
 
     def _linear(self, op: Linear, start: int, end: int) -> list[Call]:
         rows = (end - start) * self.batch

@@ -61,9 +61,11 @@ def compile_sampler(
     have shorter chains. Values are drawn as x = g(u, f(x)), so ``verify=True`` can prove them exact with a single
     parallel pass.
 
+    The channels of a pixel are drawn together, or one after the other where the model orders them (colour masks); a
+    callable likelihood then gets the channels of one group only.
+
     Not covered: attention, strides and other layers that mix pixels by anything else than convolutions and shifts (see
-    ``fallback``), and models that order the channels of a pixel (colour masks): these are refused, as a sampler draws
-    the channels of a pixel together.
+    ``fallback``).
 
     Args:
         model: ``model(x)`` or ``model(x, condition)`` with x (N, C, H, W) gives (N, C * P, H, W), the P parameters of
@@ -251,7 +253,15 @@ class Sampler:
         draw = self._prepare()
         uniform = uniform_numbers(num_samples, self.event_shape, seed, noise, first_id, self._dtype, self._device)
         condition = self._checked(num_samples, condition)
-        images, nats = naive_samples(self.model, draw, uniform, condition, num_pixels, self._dtype)
+        images, nats = naive_samples(
+            self.model,
+            draw,
+            uniform,
+            condition,
+            num_pixels,
+            self._dtype,
+            self.plan.groups if self.plan else (slice(None),),
+        )
         _refuse_nan(images, nats)
         return Samples(images, nats)
 

@@ -12,7 +12,8 @@ __all__ = ["UNUSED", "Ints", "Needs", "Reads", "Schedule", "levels", "make_sched
 
 Ints = NDArray[np.int64]
 Reads = dict[Operator, list[Read]]  # the reads of each operator that are not all padding
-# for each operator its passes; for each pass and each of the operator's reads, which pass of the source it waits for
+# For each operator its passes; for each pass and each of the operator's reads, which pass of the source it waits for,
+# -1 for none. An operator has several passes only where the channels of a pixel are drawn one after the other.
 Needs = dict[Operator, list[list[int]]]
 UNUSED = np.int64(1) << 40  # the step of a pixel that nothing needs
 
@@ -75,7 +76,7 @@ def make_schedule(
             step[orders[op]] = steps[op][number]
             for read, source_pass in zip(reads[op], needed_passes, strict=True):
                 source = read.value.operator
-                if source is not image:
+                if source is not image and source_pass >= 0:
                     mine, theirs = read.pairs(op.box)
                     np.minimum.at(due[source][source_pass], theirs, step[mine])
     first = draws[0]
@@ -95,6 +96,8 @@ def _ready(
         for needed_passes in needs[op]:
             time = np.zeros(op.box.height * op.box.width, dtype=np.int64)
             for read, number in zip(reads[op], needed_passes, strict=True):
+                if number < 0:
+                    continue
                 mine, theirs = read.pairs(op.box)
                 np.maximum.at(time, mine, ready[read.value.operator][number][theirs])
             ready[op].append(time)
