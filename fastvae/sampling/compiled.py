@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from functools import cached_property
 
+import torch
 from torch import Tensor, fx, nn
 
 from .graph import Constant, Linear, Map
 from .lower import lower
+from .lowering import Lowering
 from .plan import Plan
 from .planner import Planner, cheapest
 from .trace import UnsupportedModelError, trace_model
@@ -55,7 +57,11 @@ class Compiled:
     @cached_property
     def _plans(self) -> list[Plan]:
         """They share their operators."""
-        return Planner(lower(self._trace, live_state(self._model))).plans()
+        return Planner(self._lowering).plans()
+
+    @cached_property
+    def _lowering(self) -> Lowering:
+        return lower(self._trace, live_state(self._model))
 
     @cached_property
     def _linear(self) -> list[Linear]:
@@ -71,12 +77,15 @@ class Compiled:
             elif isinstance(op, Map):
                 for operand in op.operands:
                     needed.update(dict.fromkeys(operand.nodes if isinstance(operand, Constant) else ()))
+        needed.update(dict.fromkeys(self._lowering.patterns))
         return list(needed)
 
     def refresh(self) -> bool:
         """Read the live parameters; False if the plan does not fit them any more."""
         fixed = [node for node in self._needed if self._trace.kinds[node] != "condition"]
         self._values = self._trace.evaluate(fixed, live_state(self._model))
+        if not all(torch.equal(self._values[node], mask) for node, mask in self._lowering.patterns.items()):
+            return False
         return all(op.is_current(self._values[op.weight]) for op in self._linear)
 
     def values(self, condition: Tensor | None) -> dict[fx.Node, Tensor]:

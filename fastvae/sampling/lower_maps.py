@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from .axes import Layout, feature_sizes, is_feature
 from .graph import Constant, Value
+from .lower_unfold import cut
 from .lowering import Lowering, arguments_of, handles
 
 __all__: list[str] = []
@@ -33,7 +34,9 @@ def _pointwise(low: Lowering, node: fx.Node) -> Value:
         by_node = dict(zip(sources, tensors, strict=True))
         return fx.map_arg((node.args, dict(node.kwargs)), lambda n: by_node[n])
 
-    return low.map(node, operands, function, arguments)
+    result = low.map(node, operands, function, arguments)
+    cut(low, result.operator)  # type: ignore[arg-type]
+    return result
 
 
 @handles(aten._to_copy.default)

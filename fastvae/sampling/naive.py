@@ -19,8 +19,9 @@ def naive_samples(
     num_pixels: int | None = None,
     dtype: torch.dtype = torch.float32,
     groups: Sequence[slice] = (slice(None),),
+    order: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Draw images in raster order with one parallel pass per pixel.
+    """Draw images with one parallel pass per pixel.
 
     Args:
         model: the causal network.
@@ -30,6 +31,7 @@ def naive_samples(
         num_pixels: draw only the first so many pixels and leave the rest zero (every pixel costs the same).
         dtype: of the images.
         groups: channels that are drawn together, in their order: one pass for each group of each pixel.
+        order: numbers of the pixels in raster order, by default all of them in raster order.
 
     Returns:
         The images (B, C, H, W) and their log-probabilities (B,) in nats, None where the likelihood has none.
@@ -39,7 +41,7 @@ def naive_samples(
     noise = draw.prepare(uniform).permute(2, 3, 0, 1)  # (H, W, B, C)
     nats: list[Tensor] = []
     with torch.no_grad():
-        for pixel in range(height * width if num_pixels is None else num_pixels):
+        for pixel in (range(height * width) if order is None else order)[:num_pixels]:
             row, column = divmod(pixel, width)
             for group in groups:
                 out = model(images) if condition is None else model(images, condition)

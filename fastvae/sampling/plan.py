@@ -92,6 +92,12 @@ class Plan:
         """The most pixels drawn in one step."""
         return max(int(np.diff(bounds, prepend=0).max()) for bounds in self.passes[self.pixels])
 
+    @property
+    def order(self) -> list[int]:
+        """Numbers of the pixels, in raster order, in the order of their draws."""
+        cells = self.cells[self.pixels]
+        return (cells.rows * self.width + cells.columns).tolist() if self.name == "levels" else list(range(len(cells)))
+
     @cached_property
     def calls(self) -> dict[Operator, int]:
         """In how many steps each operator has something to compute."""

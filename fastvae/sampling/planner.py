@@ -10,7 +10,7 @@ from .channels import order_channels
 from .graph import Box, Linear, Operator, Read, Value
 from .lowering import Lowering
 from .plan import TITLES, Cells, Plan, ScheduleName
-from .schedule import Ints, Needs, Reads, make_schedule
+from .schedule import Ints, Needs, Reads, levels, make_schedule
 from .trace import NotAutoregressiveError, describe
 
 __all__ = ["Planner", "cheapest"]
@@ -39,26 +39,74 @@ class Planner:
         self.needs: Needs = {op: [[0] * len(self.reads[op])] for op in self.operators}
         self.ends = [0]
         self.groups: tuple[slice, ...] = (slice(0, lowering.pixels.features[0]),)
+        self.level: Ints | None = None
+        self.is_raster = True
         self.skew = self._order()
 
     def plans(self) -> list[Plan]:
         """All schedules worth a comparison; where they cost the same, the first is taken."""
+        if self.level is not None:
+            return [self._by_level(self.level), *([self._skewed("row", self.width)] if self.is_raster else [])]
         plans = [self._skewed("wavefront", self.skew), self._skewed("row", self.width)]
         return plans if self.skew < self.width else plans[::-1]
 
     def _order(self) -> int:
-        """The smallest skew, and an order of the channels if the pixels themselves have none."""
+        """The smallest skew, and an order of the channels if the pixels themselves have none; 0 for levels."""
         raster = _raster_skew(self.reads, self.output)
-        if self._is_valid(raster):
+        uniform = all(read.is_uniform for reads in self.reads.values() for read in reads)
+        if uniform and self._is_valid(raster):
             return next(skew for skew in range(1, raster + 1) if self._is_valid(skew))
-        error = _not_causal(self.operators, self.reads, self.output, raster, self.lowering)
-        if error.offset != (0, 0) or self.lowering.pixels.features[0] == 1:
+        error = None if not uniform else _not_causal(self.operators, self.reads, self.output, raster, self.lowering)
+        if error is None or error.offset != (0, 0):
+            return self._find_levels(error)
+        if self.lowering.pixels.features[0] == 1:
             raise error
         channels = order_channels(self.operators, self.reads, self.output, raster, self.lowering.fixed)
         if channels is None:
             raise error
         self.groups, self.needs, self.ends = channels.groups, channels.needs, channels.ends
         return channels.skew
+
+    def _find_levels(self, error: NotAutoregressiveError | None) -> int:
+        """An order of the pixels other than raster order."""
+        pixels = self.height * self.width
+        if pixels > _MOST_PIXELS:
+            message = f"the dependencies between {pixels} pixels are too many to be ordered; raster order is needed"
+            raise error or self.lowering.error(self.lowering.trace.output, message)
+        self.level, depends = levels(self.operators, self.reads, self.output)
+        if self.level is None:
+            raise error or self._no_order(depends)
+        self.is_raster = not np.triu(depends).any()
+        return 0
+
+    def _no_order(self, depends: NDArray[np.bool_]) -> NotAutoregressiveError:
+        """Name pixels that depend on each other."""
+        own = np.flatnonzero(depends.diagonal())
+        if len(own):
+            first = f"the parameters of pixel {self._place(own[0])} depend on that pixel itself"
+        else:
+            one, other = self._circle(depends)
+            first = f"pixels {self._place(one)} and {self._place(other)} depend on each other"
+        image = self.lowering.pixels
+        read = next(op for op in self.operators if any(each.value.operator is image for each in op.reads))
+        return NotAutoregressiveError(
+            f"the model is not causal in any order of the pixels: {first}. Mask the operators that read the image (the "
+            f"first is {describe(read.node)}) and those behind them by one order, the first without the pixel itself",
+            offset=(0, 0) if len(own) else None,
+        )
+
+    def _circle(self, depends: NDArray[np.bool_]) -> tuple[int, int]:
+        """Neighbours in a circle: from a pixel that cannot be drawn to one that it waits for, until one comes again."""
+        waits = np.ones(len(depends), dtype=bool)
+        while (drawn := waits & ~depends[:, waits].any(1)).any():
+            waits &= ~drawn
+        path = [int(np.flatnonzero(waits)[0])]
+        while len(set(path)) == len(path):
+            path.append(int(np.flatnonzero(depends[path[-1]] & waits)[0]))
+        return path[-2], path[-1]
+
+    def _place(self, pixel: int) -> tuple[int, int]:
+        return int(pixel) // self.width, int(pixel) % self.width
 
     def _is_valid(self, skew: int) -> bool:
         return _leads(self.operators, self.reads, self.output, skew)[self.lowering.pixels] <= -1
@@ -68,6 +116,11 @@ class Planner:
         count = len(self.groups)
         draw = _diagonals(self.lowering.pixels.box, skew)
         return self._plan(name, skew, [count * draw + number for number in range(count)], keys)
+
+    def _by_level(self, level: Ints) -> Plan:
+        """Every pixel at its level, operators on other grids than the image by when they are due."""
+        box = self.lowering.pixels.box
+        return self._plan("levels", 0, [level], {op: level if op.box == box else None for op in self.operators})
 
     def _plan(self, name: ScheduleName, skew: int, draws: Sequence[Ints], keys: dict[Operator, Ints | None]) -> Plan:
         schedule = make_schedule(

@@ -64,13 +64,16 @@ def compile_sampler(
     The channels of a pixel are drawn together, or one after the other where the model orders them (colour masks); a
     callable likelihood then gets the channels of one group only.
 
+    Networks that are causal in another order than raster order (locally masked convolutions along an s-curve or a
+    Hilbert curve) are drawn by the levels of their dependencies: each pixel as soon as all it depends on is there.
+
     Not covered: attention, strides and other layers that mix pixels by anything else than convolutions and shifts (see
     ``fallback``).
 
     Args:
         model: ``model(x)`` or ``model(x, condition)`` with x (N, C, H, W) gives (N, C * P, H, W), the P parameters of
-            each value; it must be causal in raster order. Any module made of convolutions, shifts, pads and crops,
-            linear layers and functions of single pixels.
+            each value; it must be causal in some order of the pixels. Any module made of convolutions, shifts, pads
+            and crops, linear layers and functions of single pixels.
         event_shape: (C, H, W); by default ``model.event_shape``.
         likelihood: "bernoulli" (P = 1 logit), "categorical" (P logits of the levels 0..P-1), "gaussian" (P = 2, mean
             and log-scale), an object with one of these as its ``name`` or a ``LogisticMixtureLikelihood`` (C = 1, P = 3
@@ -261,6 +264,7 @@ class Sampler:
             num_pixels,
             self._dtype,
             self.plan.groups if self.plan else (slice(None),),
+            self.plan.order if self.plan else None,
         )
         _refuse_nan(images, nats)
         return Samples(images, nats)
