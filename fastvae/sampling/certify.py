@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class Certificate:
 
     Attributes:
         values: how many values were checked.
-        mismatches: values that differ from g(u, f(x)).
+        mismatches: values that differ from g(u, f(x)), and observed ones that are not as they were given.
         unexplained: mismatches that rounding of the parameters does not explain: these are errors.
         tolerance: the rounding allowed, as a probability.
         margin: of the values that agree, the least distance of u from the cdf, where the next value begins; for greedy
@@ -99,6 +99,7 @@ def certify(
     uniform: Tensor,
     condition: Tensor | None = None,
     known: Tensor | None = None,
+    values: Tensor | None = None,
 ) -> Certificate:
     """Check samples against one parallel pass of the model.
 
@@ -108,8 +109,19 @@ def certify(
         images: (B, C, H, W) samples.
         uniform: (B, C, H, W) numbers in (0, 1) that they were drawn with.
         condition: (B, ...) or None.
-        known: (B, C, H, W), True for values that were given and are not to be checked.
+        known: (B, C, H, W), True for values that were given and not drawn.
+        values: (B, C, H, W), those that were given: any that is not in the images is an error.
     """
+    certificate = _of_drawn(model, draw, images, uniform, condition, known)
+    if known is None or values is None:
+        return certificate
+    lost = int((known & (images != values)).sum())
+    return replace(certificate, mismatches=certificate.mismatches + lost, unexplained=certificate.unexplained + lost)
+
+
+def _of_drawn(
+    model: nn.Module, draw: Draw, images: Tensor, uniform: Tensor, condition: Tensor | None, known: Tensor | None
+) -> Certificate:
     eps = tolerance(images)
     with torch.no_grad():
         params = model(images) if condition is None else model(images, condition)

@@ -20,6 +20,7 @@ def compile_sampler(
     condition_shape: Sequence[int] | None = None,
     example_condition: Tensor | None = None,
     fallback: Literal["naive"] | None = None,
+    schedule: Literal["auto", "wavefront", "row", "levels"] = "auto",
 ) -> Sampler:
     r"""Plan exact sampling for a causal network as it is.
 
@@ -30,14 +31,19 @@ def compile_sampler(
     have shorter chains. Values are drawn as x = g(u, f(x)), so ``verify=True`` can prove them exact with a single
     parallel pass.
 
+    The channels of a pixel are drawn together, or one after the other where the model orders them (colour masks); a
+    callable likelihood then gets the channels of one group only.
+
+    Networks that are causal in another order than raster order (locally masked convolutions along an s-curve or a
+    Hilbert curve) are drawn by the levels of their dependencies: each pixel as soon as all it depends on is there.
+
     Not covered: attention, strides and other layers that mix pixels by anything else than convolutions and shifts (see
-    ``fallback``), and models that order the channels of a pixel (colour masks): these are refused, as a sampler draws
-    the channels of a pixel together.
+    ``fallback``).
 
     Args:
         model: ``model(x)`` or ``model(x, condition)`` with x (N, C, H, W) gives (N, C * P, H, W), the P parameters of
-            each value (those of a pixel for a logistic mixture); it must be causal in raster order. Any module made of
-            convolutions, shifts, pads and crops, linear layers and functions of single pixels.
+            each value (those of a pixel for a logistic mixture); it must be causal in some order of the pixels. Any
+            module made of convolutions, shifts, pads and crops, linear layers and functions of single pixels.
         event_shape: (C, H, W); by default ``model.event_shape``.
         likelihood: "bernoulli" (P = 1 logit), "categorical" (P logits of the levels 0..P-1), "gaussian" (P = 2, mean
             and log-scale), an object with one of these as its ``name``, a ``LogisticMixtureLikelihood`` (C = 1 or 3,
@@ -50,6 +56,8 @@ def compile_sampler(
         fallback: "naive" to sample with one full pass per pixel where planning fails for an operator that it does not
             know. A model that is not causal is refused all the same: where the operators do not tell, its parameters
             are probed at one random image when it is compiled.
+        schedule: "wavefront", "row" (one pixel after the other, what reads finished rows only a whole row at once), or
+            "auto" for the one whose estimated time is shorter at the batch size; ``plan`` tells why.
 
     Returns:
         A :class:`Sampler`.
@@ -101,4 +109,6 @@ def compile_sampler(
         condition_shape = getattr(model, "condition_shape", None)
     if condition_shape is not None:
         condition_shape = require_sizes("condition_shape", condition_shape)
-    return Sampler(model, shape, likelihood, condition_shape, fallback)
+    if schedule not in ("auto", "wavefront", "row", "levels"):
+        raise ValueError(f"schedule must be 'auto', 'wavefront', 'row' or 'levels', got {schedule!r}")
+    return Sampler(model, shape, likelihood, condition_shape, fallback, schedule)

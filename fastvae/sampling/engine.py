@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .compiled import Compiled, live_state
@@ -43,18 +45,19 @@ class Engine:
         likelihood: Likelihood,
         condition_shape: tuple[int, ...] | None,
         fallback: str | None,
+        schedule: str = "auto",
     ) -> None:
         self.model, self.event_shape, self.condition_shape = model, event_shape, condition_shape
         self.reason: str | None = None
         self.programs: dict[Any, Program] = {}
-        self._likelihood, self._fallback = likelihood, fallback
+        self._likelihood, self._fallback, self._schedule = likelihood, fallback, schedule
         self._compiled: Compiled | None = None
         self._signature: Any = None
         self.refresh()
 
     @property
     def plan(self) -> Plan | None:
-        """The schedule; None if the model is sampled naively."""
+        """The schedule for one image; None if the model is sampled naively."""
         return self._compiled.plan if self._compiled else None
 
     @torch.inference_mode(False)  # what is kept must serve calls in any mode
@@ -81,20 +84,21 @@ class Engine:
         return [slice(start, min(start + most, num_samples)) for start in range(0, num_samples, most)]
 
     @torch.inference_mode(False)
-    def program(self, batch: int, condition: Tensor | None, steps: tuple[int, ...] | None = None) -> Program:
+    def program(self, batch: int, condition: Tensor | None, unknown: NDArray[np.bool_] | None = None) -> Program:
         """A program for so many images, with the present weights and the condition (batch, ...).
 
-        ``steps``: the only steps of the plan in which something is drawn, see :meth:`fastvae.sampling.Plan.only`.
+        Where only some values (C, H, W) are ``unknown``, it walks the steps that draw those.
         """
         assert self._compiled is not None
         values = self._compiled.values(condition)
+        plan = self._compiled.plan_for(batch)
+        steps = None if unknown is None else plan.steps_for(unknown)
         key = batch if steps is None else (batch, steps)
         program = self.programs.pop(key, None)
         if program is None:
             while len(self.programs) >= _PROGRAMS_KEPT:
                 del self.programs[next(iter(self.programs))]
-            plan = self._compiled.plan if steps is None else self._compiled.plan.only(steps)
-            program = Program(plan, batch, self.draw, values, self.device)
+            program = Program(plan if steps is None else plan.only(steps), batch, self.draw, values, self.device)
         else:
             program.refresh(values)
         self.programs[key] = program  # the one used last is the last to go
@@ -103,9 +107,14 @@ class Engine:
     def _plan(self) -> Draw:
         self.reason = None
         try:
-            compiled = Compiled(self.model, self._inputs)
+            compiled = Compiled(self.model, self._inputs, self._schedule)
             draw = self._check_output(compiled.output_shape)
             compiled.refresh()
+            if draw.joint and len(compiled.plan.groups) > 1:
+                raise NotAutoregressiveError(
+                    f"the parameters of a pixel depend on its own channels, but likelihood {draw.name!r} orders these "
+                    "itself, by its coefficients: the first layer's mask must exclude all channels of the centre pixel"
+                )
             self._compiled = compiled
             return draw
         except NotAutoregressiveError as error:

@@ -88,10 +88,10 @@ class Program:
         """Walk the same steps with given images (B, C, H, W) in place of the draws."""
         given = self._as_cells(images)
         with torch.inference_mode(), _one_thread(self._small):
-            for calls, _, (start, end) in self._steps:
+            for calls, _, (start, end, group) in self._steps:
                 for call in calls:
                     call()
-                self._storage[self.plan.pixels][1 + start : 1 + end] = given[start:end]
+                self._storage[self.plan.pixels][1 + start : 1 + end, :, group] = given[start:end, :, group]
 
     def images(self) -> Tensor:
         """The values drawn, (B, C, H, W)."""
@@ -105,7 +105,7 @@ class Program:
 
     def log_prob(self) -> Tensor | None:
         """Nats of the values that were drawn, (B,), each under its conditional."""
-        end = int(self.plan.bounds[self.plan.pixels][-1])  # what comes after is known
+        end = max(int(bounds[-1]) for bounds in self.plan.passes[self.plan.pixels])  # what comes after is known
         nats = self.draw.log_prob(self._storage[self.plan.pixels][1 : 1 + end], self._params(0, end))
         if nats is None:
             return None
@@ -119,7 +119,7 @@ class Program:
         if op in self.plan.cached:
             count = len(self.plan.cells[op]) + 1
         else:
-            count = int(np.diff(self.plan.bounds[op], prepend=0).max())
+            count = int(np.diff(self.plan.passes[op][-1], prepend=0).max())
         return torch.zeros((count, self.batch, *op.features), dtype=op.dtype, device=self.device)
 
     def _params_storage(self, pixels: int) -> Tensor:
@@ -156,38 +156,36 @@ class Program:
 
     # ---- calls
 
-    def _step(self, step: int) -> tuple[list[Call], Call, tuple[int, int]]:
+    def _step(self, step: int) -> tuple[list[Call], Call, tuple[int, int, slice]]:
         calls: list[Call] = []
-        for op in self.plan.operators:
-            start, end = self._range(op, step)
-            if start == end or op is self.plan.pixels:
-                continue
-            if isinstance(op, Linear):
-                calls += self._linear(op, start, end)
-            elif isinstance(op, Map):
-                calls += self._map(op, start, end)
-        start, end = self._range(self.plan.pixels, step)
-        if self._gathered is not None:
+        for op in self.plan.operators[1:]:
+            for bounds in self.plan.passes[op]:
+                start, end = _range(bounds, step)
+                if start == end:
+                    continue
+                if isinstance(op, Linear):
+                    calls += self._linear(op, start, end)
+                elif isinstance(op, Map):
+                    calls += self._map(op, start, end)
+        start, end, number = self.plan.draws[step]
+        group = self.plan.groups[number]
+        if self._gathered is not None and end > start:
             calls.append(self._gather(self.plan.pixels, [self.plan.output], start, end, self._gathered[start:end]))
-        return calls, self._draw(self.draw, start, end), (start, end)
+        return calls, self._draw(self.draw, start, end, group), (start, end, group)
 
     def _draws(self, draw: Draw) -> list[Call]:
         """The draws of the steps: for this run, if it has known pixels or another temperature than the program."""
         if draw is self.draw and self._known is None:
             return [call for _, call, _ in self._steps]
-        return [self._draw(draw, start, end) for _, _, (start, end) in self._steps]
+        return [self._draw(draw, *cells) for _, _, cells in self._steps]
 
-    def _draw(self, draw: Draw, start: int, end: int) -> Call:
-        image = self._storage[self.plan.pixels][1 + start : 1 + end]
-        noise, params = self._noise[start:end], self._params(start, end)
+    def _draw(self, draw: Draw, start: int, end: int, group: slice) -> Call:
+        image = self._storage[self.plan.pixels][1 + start : 1 + end, :, group]
+        noise, params = self._noise[start:end, :, group], self._params(start, end)[:, :, group]
         if self._known is None:
             return draw.into(noise, params, image)
-        known = self._known[start:end]
+        known = self._known[start:end, :, group]
         return lambda: image.copy_(draw.complete(noise, params, known, image))
-
-    def _range(self, op: Operator, step: int) -> tuple[int, int]:
-        bounds = self.plan.bounds[op]
-        return int(bounds[step - 1]) if step else 0, int(bounds[step])
 
     def _linear(self, op: Linear, start: int, end: int) -> list[Call]:
         rows = (end - start) * self.batch
@@ -278,6 +276,10 @@ class Program:
         return end
 
 
+def _range(bounds: "np.ndarray[Any, Any]", step: int) -> tuple[int, int]:
+    return int(bounds[step - 1]) if step else 0, int(bounds[step])
+
+
 def _joined(cells: Tensor) -> Tensor:
     """(cells, batch, *features) -> (cells * batch, *features), never a copy: it would not follow the cells."""
     return cells.view(cells.shape[0] * cells.shape[1], *cells.shape[2:])
@@ -300,9 +302,8 @@ def _rows(plan: Plan, reader: Operator, reads: list[Read], batch: int) -> "np.nd
     """Rows of the source that every (pixel, image, read) takes."""
     cells = plan.cells[reader]
     source = plan.cells[reads[0].value.operator]
-    places = [
-        source.lookup(cells.rows + read.offset[0], cells.columns + read.offset[1], read.value.box) for read in reads
-    ]
+    where = (cells.rows - cells.box.top, cells.columns - cells.box.left)
+    places = [source.lookup(read, cells.box)[where] for read in reads]
     rows = np.stack(places, axis=1)[:, None, :] * batch + np.arange(batch)[None, :, None]
     return rows.ravel()
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -57,13 +59,14 @@ class Sampler:
         likelihood: Likelihood,
         condition_shape: tuple[int, ...] | None,
         fallback: str | None,
+        schedule: str = "auto",
     ) -> None:
         self.model, self.event_shape, self.condition_shape = model, event_shape, condition_shape
-        self._engine = Engine(model, event_shape, likelihood, condition_shape, fallback)
+        self._engine = Engine(model, event_shape, likelihood, condition_shape, fallback, schedule)
 
     @property
     def plan(self) -> Plan | None:
-        """The schedule, which prints itself; None if the model is sampled naively."""
+        """The schedule for one image, which prints itself; None if the model is sampled naively."""
         return self._engine.plan
 
     @property
@@ -129,17 +132,17 @@ class Sampler:
         self._engine.refresh()
         draw = adjusted(self._engine.draw, temperature, top_k, greedy)
         request = self._request(num_samples, seed, condition, noise, first_id, draw, observed)
-        steps = self._steps(request)
+        unknown = None if request.known is None else (~request.known).any(0).cpu().numpy()  # in any image
         images, nats, proofs = [], [], []
         with _bar(num_samples, progress) as bar:
             for rows in self._engine.parts(num_samples):
                 part = request.part(rows)
-                values, log_prob = self._drawn(part, steps, on_rows and partial(on_rows, rows.start))
+                values, log_prob = self._drawn(part, unknown, on_rows and partial(on_rows, rows.start))
                 _refuse_nan(values, log_prob)
                 images.append(values)
                 nats.append(log_prob)
                 if verify:
-                    proofs.append(certify(self.model, draw, values, part.uniform, part.condition, part.known))
+                    proofs.append(self._proof(part, values))
                 bar.update(part.size)
         certificate = reduce(operator.add, proofs) if verify else None
         if certificate is not None and not certificate.ok:
@@ -221,21 +224,23 @@ class Sampler:
         known, values = checked_observations(num_samples, self.event_shape, observed, draw, *kind)
         return Request(draw, uniform, condition, known, values)
 
-    def _steps(self, request: Request) -> tuple[int, ...] | None:
-        """Steps of the plan that draw anything; None for all of them."""
-        if request.known is None or self.plan is None:
-            return None
-        return self.plan.steps_for((~request.known).any(0).any(0).cpu().numpy())
-
     def _drawn(
-        self, request: Request, steps: tuple[int, ...] | None, on_rows: Callable[[int, Tensor], None] | None
+        self,
+        request: Request,
+        unknown: NDArray[np.bool_] | None,
+        on_rows: Callable[[int, Tensor], None] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Images and their nats."""
-        if self.plan is None or steps == ():  # all is known: no pass at all
+        if self.plan is None or (unknown is not None and not unknown.any()):  # all is known: no pass at all
             return self._naive(request, on_rows=on_rows)
-        program = self._engine.program(request.size, request.condition, steps)
+        program = self._engine.program(request.size, request.condition, unknown)
         program.sample(request, on_rows)
         return program.images(), program.log_prob()
+
+    def _proof(self, request: Request, images: Tensor) -> Certificate:
+        return certify(
+            self.model, request.draw, images, request.uniform, request.condition, request.known, request.values
+        )
 
     def _naive(self, request: Request, num_pixels: int | None = None, **options: Any) -> tuple[Tensor, Tensor | None]:
         return naive_samples(
@@ -245,6 +250,8 @@ class Sampler:
             request.condition,
             num_pixels,
             self._engine.dtype,
+            self.plan.groups if self.plan else (slice(None),),
+            self.plan.order if self.plan else None,
             known=request.known,
             values=request.values,
             **options,

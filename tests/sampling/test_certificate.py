@@ -9,7 +9,7 @@ from torch import nn
 
 from fastvae import compile_sampler
 from fastvae.sampling import CertificateError, Sampler
-from fastvae.sampling import plan as planning
+from fastvae.sampling import planner as planning
 from fastvae.sampling import run as running
 from fastvae.sampling.graph import Linear
 

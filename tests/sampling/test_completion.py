@@ -79,7 +79,7 @@ def test_steps_without_unknown_pixels_are_not_walked() -> None:
     plan, steps = binary().plan, {}
     for name in ("upper half", "lower half", "two holes", "none"):
         unknown = ~MASKS[name]()[0, 0]
-        steps[name] = plan.steps_for(unknown.numpy())
+        steps[name] = plan.steps_for(unknown[None].numpy())
         assert plan.only(steps[name]).num_steps == len(steps[name])
     assert plan.skew == 4
     assert steps["upper half"] == tuple(range(16, 40))
@@ -200,7 +200,7 @@ def test_a_known_pixel_that_is_forgotten_is_caught(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         "fastvae.sampling.draw.Bernoulli.complete", lambda self, noise, params, known, x: self.sample(noise, params)
     )
-    with pytest.raises(CertificateError, match="NOT EXACT"):  # drawn from what was known, shown as something else
+    with pytest.raises(CertificateError, match="NOT EXACT"):
         sampler(16, observed=(MASKS["left half"](), values), verify=True)
 
 
