@@ -21,7 +21,7 @@ __all__ = ["Engine", "Likelihood"]
 Likelihood = str | Callable[[Tensor, Tensor], Tensor] | Any
 _MOST_CACHE_BYTES = 1 << 27  # larger batches are drawn in parts: no slower, and the caches stay near
 _NAIVE_PART = 64
-_PROGRAMS_KEPT = 4  # batch sizes and parts of the schedule that are ready to run
+_PROGRAMS_KEPT = 4  # batch sizes and sets of known values that are ready to run
 
 
 class Engine:
@@ -92,13 +92,12 @@ class Engine:
         assert self._compiled is not None
         values = self._compiled.values(condition)
         plan = self._compiled.plan_for(batch)
-        steps = None if unknown is None else plan.steps_for(unknown)
-        key = batch if steps is None else (batch, steps)
+        key = batch if unknown is None else (batch, unknown.tobytes())
         program = self.programs.pop(key, None)
         if program is None:
             while len(self.programs) >= _PROGRAMS_KEPT:
                 del self.programs[next(iter(self.programs))]
-            program = Program(plan if steps is None else plan.only(steps), batch, self.draw, values, self.device)
+            program = Program(plan if unknown is None else plan.only(unknown), batch, self.draw, values, self.device)
         else:
             program.refresh(values)
         self.programs[key] = program  # the one used last is the last to go

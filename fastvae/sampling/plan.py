@@ -1,6 +1,5 @@
 """Plan: which pixels of which operator are computed at which step, and what that costs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -58,6 +57,7 @@ class Plan:
             step. It is more than once only for the groups of channels of a pixel that are drawn one after the other.
         groups: the channels that are drawn together, in their order.
         draws: for each step the pixels that are drawn, first and end in the order of the cells, and their group.
+        starts: for each operator the number of its first cell that is computed, 0 where it is not named.
         cached: operators whose cells are kept; the others live for one step.
         reason: why this schedule was chosen.
     """
@@ -73,6 +73,7 @@ class Plan:
     width: int
     groups: tuple[slice, ...] = (slice(None),)
     draws: tuple[tuple[int, int, int], ...] = ()
+    starts: dict[Operator, int] = field(default_factory=dict)
     cached: set[Operator] = field(default_factory=set)
     reason: str = ""
     _direct: dict[Any, bool] = field(default_factory=dict)
@@ -126,15 +127,18 @@ class Plan:
         """Bytes kept for one image."""
         return sum((len(self.cells[op]) + 1) * int(np.prod(op.features)) * op.dtype.itemsize for op in self.cached)
 
-    def only(self, steps: Sequence[int]) -> "Plan":
-        """The same schedule for images in which all that is drawn in the other steps is known.
+    def only(self, unknown: NDArray[np.bool_]) -> "Plan":
+        """The same schedule for images in which only some values (C, H, W) are unknown: the steps that draw these.
 
-        What those steps compute is computed with the next one that draws: before the first of them that is one
-        parallel pass over all that is known, and after the last one nothing.
+        What other steps compute is computed with the next one that draws: before the first of them that is one parallel
+        pass over what is known and still read, and after the last one nothing.
         """
-        chosen = list(steps)
+        chosen = list(self.steps_for(unknown))
         passes = {op: [bounds[chosen] for bounds in passes] for op, passes in self.passes.items()}
-        return replace(self, passes=passes, draws=tuple(self.draws[step] for step in chosen))
+        draws = tuple(self.draws[step] for step in chosen)
+        plan = replace(self, passes=passes, draws=draws)
+        plan.starts = plan._first_needed(np.any(unknown, axis=0))
+        return plan
 
     def pixel_steps(self, group: int = -1) -> NDArray[np.int64]:
         """The step at which each pixel is drawn, (H, W), or its last group of channels if these are drawn one by one.
@@ -203,6 +207,30 @@ class Plan:
         if len(self.groups) > 1:
             lines.insert(2, f"  {'channels':<16}drawn one after the other, in {len(self.groups)} groups")
         return "\n".join([*lines, *([f"  {'chosen':<16}{self.reason}"] if self.reason else [])])
+
+    def _first_needed(self, drawn: NDArray[np.bool_]) -> dict[Operator, int]:
+        """The first cell of each operator that the parameters of some pixels (H, W) depend on."""
+        needed = {op: np.zeros(op.box.height * op.box.width, dtype=bool) for op in self.operators}
+
+        def mark(read: Read, box: Box, readers: NDArray[np.bool_]) -> None:
+            mine, theirs = read.pairs(box)
+            needed[read.value.operator][theirs[readers[mine]]] = True
+
+        mark(self.output, self.pixels.box, drawn.ravel())
+        for op in reversed(self.operators):
+            for read in op.reads:
+                mark(read, op.box, needed[op])
+        starts = {}
+        for op in self.operators:
+            places = self.cells[op].places.ravel()[needed[op]]
+            starts[op] = int(places[places > 0].min(initial=len(self.cells[op]) + 1)) - 1
+        # what lives for one step only is read by its place in that step
+        shared = [(op, read.value.operator) for op in self.operators for read in op.reads]
+        shared = [(op, source) for op, source in shared if source not in self.cached]
+        while uneven := [pair for pair in shared if starts[pair[0]] != starts[pair[1]]]:
+            for op, source in uneven:
+                starts[op] = starts[source] = min(starts[op], starts[source])
+        return starts
 
     def _draw(self, step: int) -> tuple[int, int, int]:
         """At most one group of channels is drawn in a step."""

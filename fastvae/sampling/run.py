@@ -161,7 +161,8 @@ class Program:
         for op in self.plan.operators[1:]:
             for bounds in self.plan.passes[op]:
                 start, end = _range(bounds, step)
-                if start == end:
+                start = max(start, self.plan.starts.get(op, 0))
+                if start >= end:
                     continue
                 if isinstance(op, Linear):
                     calls += self._linear(op, start, end)

@@ -80,7 +80,7 @@ def test_steps_without_unknown_pixels_are_not_walked() -> None:
     for name in ("upper half", "lower half", "two holes", "none"):
         unknown = ~MASKS[name]()[0, 0]
         steps[name] = plan.steps_for(unknown[None].numpy())
-        assert plan.only(steps[name]).num_steps == len(steps[name])
+        assert plan.only(unknown[None].numpy()).num_steps == len(steps[name])
     assert plan.skew == 4
     assert steps["upper half"] == tuple(range(16, 40))
     assert steps["lower half"] == tuple(range(24))  # the last unknown pixel is (4, 7)
@@ -111,6 +111,19 @@ def test_poisoned_caches_leave_no_trace() -> None:
         again = sampler(3, observed=(mask, values), verify=True)
         assert torch.equal(first.samples, again.samples)
         assert torch.equal(first.log_prob, again.log_prob)
+
+
+def test_masks_with_the_same_steps_do_not_share_what_they_skip() -> None:
+    sampler, values = binary(), random(2, 1, *SHAPE).round()
+    first, last = torch.ones(2, 1, 1, *SHAPE, dtype=torch.bool)
+    first[..., 5, 0] = last[..., 5, 0] = last[..., 4, 4] = False  # these pixels share a step
+    for mask in (first, last, first):
+        out = sampler(2, observed=(mask, values), verify=True)
+        assert torch.equal(out.samples, sampler.naive(2, observed=(mask, values)).samples)
+        program = next(reversed(sampler._engine.programs.values()))
+        for storage in program._storage.values():
+            storage[1:] = torch.nan
+    assert len(sampler._engine.programs) == 2
 
 
 def test_channels_can_be_known_one_by_one() -> None:
