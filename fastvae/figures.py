@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["image_grid", "image_rows", "save"]
+__all__ = ["image_grid", "image_rows", "save", "wavefront"]
 
 
 def image_grid(images: Tensor, columns: int | None = None, title: str | None = None, invert: bool = False) -> Figure:
@@ -69,6 +69,51 @@ def image_rows(rows: Mapping[str, Tensor], title: str | None = None, invert: boo
     return figure
 
 
+def wavefront(steps: Any, known: Any = None, title: str | None = None) -> Figure:
+    """Which pixel is drawn at which step: colours from the first step to the last, the pixels of one step outlined.
+
+    Args:
+        steps: (H, W) step of each pixel, as ``sampler.plan.pixel_steps()`` gives them.
+        known: (H, W), True for pixels that are not drawn, left white.
+        title: written above; by default the number of steps and of pixels.
+
+    Raises:
+        ValueError: for another shape.
+
+    Example:
+        >>> figure = wavefront(torch.arange(6) + 2 * torch.arange(4)[:, None])
+    """
+    steps = torch.as_tensor(steps)
+    drawn = torch.ones_like(steps, dtype=torch.bool) if known is None else ~torch.as_tensor(known).cpu()
+    if steps.ndim != 2 or drawn.shape != steps.shape or not steps.numel():
+        raise ValueError(f"steps and known must have shape (H, W), got {tuple(steps.shape)} and {tuple(drawn.shape)}")
+    height, width = steps.shape
+    taken = steps[drawn].unique()
+    if title is None:
+        title = f"{len(taken)} steps draw {int(drawn.sum())} of {steps.numel()} pixels"
+    figure = _figure(0, 0, None)
+    figure.set_size_inches(max(3.0, 0.3 * width + 1.2), max(1.6, 0.3 * height + 0.8))
+    axes = figure.add_subplot(111)
+    picture = steps.float().masked_fill(~drawn, torch.nan).numpy()
+    shown = axes.imshow(picture, cmap="viridis", interpolation="nearest")
+    middle = int(taken[len(taken) // 2]) if len(taken) else -1
+    for row in range(height):
+        for column in range(width):
+            if not drawn[row, column]:
+                continue
+            step = int(steps[row, column])
+            dark = step < (int(taken[0]) + int(taken[-1])) / 2
+            axes.text(column, row, str(step), ha="center", va="center", fontsize=6, color="white" if dark else "black")
+            if step == middle:
+                axes.add_patch(_frame(column, row))
+    axes.set_title(f"{title}; outlined: step {middle}" if len(taken) else title, fontsize=9)
+    axes.set_xlabel("column", fontsize=8)
+    axes.set_ylabel("row", fontsize=8)
+    axes.tick_params(labelsize=7)
+    figure.colorbar(shown, ax=axes, label="step", shrink=0.8)
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a PNG; an existing file is an error, nothing is overwritten."""
     path = Path(path)
@@ -81,6 +126,12 @@ def save(figure: Figure, path: str | Path) -> Path:
 def _check(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[0] == 0:
         raise ValueError(f"images must have shape (N, 1 or 3, H, W) with N > 0, got {tuple(images.shape)}")
+
+
+def _frame(column: int, row: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=1.6)
 
 
 def _figure(columns: int, rows: int, title: str | None) -> Figure:

@@ -53,3 +53,20 @@ def test_bad_shapes_are_errors(shape: tuple[int, ...]) -> None:
         figures.image_grid(torch.zeros(shape))
     with pytest.raises(ValueError, match="rows must have at least one entry"):
         figures.image_rows({})
+
+
+def test_a_wavefront_shows_the_step_of_every_pixel_that_is_drawn() -> None:
+    steps = torch.arange(4) + 2 * torch.arange(3)[:, None]
+    known = torch.zeros(3, 4, dtype=torch.bool)
+    known[0, :2] = True
+    figure = figures.wavefront(steps, known)
+    axes = figure.axes[0]
+    written = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
+    assert written == {(c, r): str(c + 2 * r) for r in range(3) for c in range(4) if not known[r, c]}
+    outlined = {(int(patch.get_x() + 0.5), int(patch.get_y() + 0.5)) for patch in axes.patches}
+    assert {c + 2 * r for c, r in outlined} == {5}
+    assert len(outlined) == 2
+    assert axes.get_title() == "6 steps draw 10 of 12 pixels; outlined: step 5"
+    figures.wavefront(steps, torch.ones(3, 4, dtype=torch.bool))  # nothing is drawn
+    with pytest.raises(ValueError, match="steps and known must have shape"):
+        figures.wavefront(steps, known[0])

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from functools import cached_property
 
+import torch
 from torch import Tensor, fx, nn
 
 from .graph import Constant, Linear, Map
 from .lower import lower
-from .plan import Plan, make_plan
+from .lowering import Lowering
+from .plan import Plan
+from .planner import Planner, cheapest
 from .trace import UnsupportedModelError, trace_model
 
 __all__ = ["Compiled", "live_state"]
@@ -26,14 +29,15 @@ class Compiled:
     Args:
         model: the causal network.
         inputs: batch size -> an image and a condition (or None) of that batch.
+        schedule: "auto", or the name of one.
 
     Attributes:
         output_shape: of the model's result for two images.
         device: of the model.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self._model, self._inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: Inputs, schedule: str = "auto") -> None:
+        self._model, self._inputs, self._schedule = model, inputs, schedule
         # two images: a batch of one could be mistaken for any other dimension of size one
         self._trace = trace_model(model, *inputs(2))
         self.device = self._trace.image.meta["val"].device
@@ -43,8 +47,21 @@ class Compiled:
 
     @cached_property
     def plan(self) -> Plan:
-        """The schedule."""
-        return make_plan(lower(self._trace, live_state(self._model)))
+        """The schedule for one image."""
+        return self.plan_for(1)
+
+    def plan_for(self, batch: int) -> Plan:
+        """The schedule for a batch size."""
+        return cheapest(self._plans, self._schedule, batch)
+
+    @cached_property
+    def _plans(self) -> list[Plan]:
+        """They share their operators."""
+        return Planner(self._lowering).plans()
+
+    @cached_property
+    def _lowering(self) -> Lowering:
+        return lower(self._trace, live_state(self._model))
 
     @cached_property
     def _linear(self) -> list[Linear]:
@@ -60,12 +77,15 @@ class Compiled:
             elif isinstance(op, Map):
                 for operand in op.operands:
                     needed.update(dict.fromkeys(operand.nodes if isinstance(operand, Constant) else ()))
+        needed.update(dict.fromkeys(self._lowering.patterns))
         return list(needed)
 
     def refresh(self) -> bool:
         """Read the live parameters; False if the plan does not fit them any more."""
         fixed = [node for node in self._needed if self._trace.kinds[node] != "condition"]
         self._values = self._trace.evaluate(fixed, live_state(self._model))
+        if not all(torch.equal(self._values[node], mask) for node, mask in self._lowering.patterns.items()):
+            return False
         return all(op.is_current(self._values[op.weight]) for op in self._linear)
 
     def values(self, condition: Tensor | None) -> dict[fx.Node, Tensor]:

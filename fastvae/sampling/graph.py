@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from .axes import Layout, feature_sizes
@@ -91,10 +93,34 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """Pixel P of a reader needs pixel P + offset of a value."""
+    """Pixel P of a reader needs pixel P + offset of a value.
+
+    Attributes:
+        value: what is read.
+        offset: in rows and columns.
+        mask: the pixels of the reader (rows, columns of its box) that read; the others get zero. None for all.
+    """
 
     value: Value
     offset: tuple[int, int] = (0, 0)
+    mask: NDArray[np.bool_] | None = None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every pixel of the reader does the same."""
+        return self.mask is None
+
+    def pairs(self, box: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which pixel of the reader's box (number in raster order) reads which of the source operator's box."""
+        window, source = self.value.box, self.value.operator.box
+        rows = np.arange(box.top, box.bottom) + self.offset[0]
+        columns = np.arange(box.left, box.right) + self.offset[1]
+        inside = ((rows >= window.top) & (rows < window.bottom))[:, None]
+        inside = inside & ((columns >= window.left) & (columns < window.right))
+        if self.mask is not None:
+            inside = inside & self.mask
+        places = (rows - source.top)[:, None] * source.width + (columns - source.left)
+        return np.flatnonzero(inside), places[inside]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +181,8 @@ class Map(Operator):
         arguments: operands as (cells, batch, *features) tensors -> positional and keyword arguments.
         align: feature axes of each operand, given ones where broadcasting needs them.
         expand: whether constants must be expanded to the cells.
+        spread: operands as (cells, batch, *features) tensors of zeros, but for some positive features -> a result that
+            is positive where it depends on these.
     """
 
     operands: Sequence[Read | Constant] = ()
@@ -162,6 +190,7 @@ class Map(Operator):
     arguments: Callable[[list[Tensor]], tuple[tuple[Any, ...], dict[str, Any]]] = lambda tensors: (tuple(tensors), {})
     align: Sequence[tuple[int, ...]] = ()
     expand: bool = False
+    spread: Callable[[list[Tensor]], Tensor] = sum  # type: ignore[assignment]
 
     @property
     def reads(self) -> list[Read]:

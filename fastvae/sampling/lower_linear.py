@@ -1,5 +1,6 @@
 """Convolutions and linear layers: a matrix for every tap with a non-zero weight."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, fx
 
 from .axes import image_layout, is_feature
 from .graph import Box, Linear, Read, Value
+from .lower_unfold import taps_of
 from .lowering import Lowering, arguments_of, handles
 
 __all__: list[str] = []
@@ -47,9 +49,9 @@ def _convolution(low: Lowering, node: fx.Node) -> Value:
     height, width = low.shape(node)[2:]
     (row, column) = value.origin
     box = Box(-row, height - row, -column, width - column)
-    offsets = list(product(row_offsets, column_offsets))
+    reads = [Read(value, offset) for offset in product(row_offsets, column_offsets)]
     macs = rows * columns * group_size * out_channels
-    return _linear(low, node, value, offsets, weight, bias, matrices, box, macs, image_layout(out_channels))
+    return _linear(low, node, reads, weight, bias, matrices, box, macs, image_layout(out_channels))
 
 
 @handles(aten.mm.default)
@@ -75,14 +77,19 @@ def _matrix_product(low: Lowering, node: fx.Node, source: Any, weight: Any, bias
         raise low.error(node, "multiplies a matrix with something else than (pixels, features)")
     layout = (value.layout[0], (low.shape(node)[1],))
     macs = low.shape(weight)[0] * low.shape(weight)[1]
-    return _linear(low, node, value, [(0, 0)], weight, bias, lambda tensor: tensor[None], value.grid, macs, layout)
+    unfolded = taps_of(low, value)
+    if unfolded is not None:
+        reads, inputs = unfolded
+        return _linear(
+            low, node, reads, weight, bias, lambda tensor: tensor[inputs.to(tensor.device)], value.grid, macs, layout
+        )
+    return _linear(low, node, [Read(value)], weight, bias, lambda tensor: tensor[None], value.grid, macs, layout)
 
 
 def _linear(
     low: Lowering,
     node: fx.Node,
-    value: Value,
-    offsets: Any,
+    reads: Sequence[Read],
     weight: fx.Node,
     bias: fx.Node | None,
     matrices: Any,
@@ -91,7 +98,7 @@ def _linear(
     layout: Any,
 ) -> Value:
     alive = matrices(low.fixed[weight]).ne(0).flatten(1).any(1).tolist()
-    taps = [(key, Read(value, offset)) for key, offset in enumerate(offsets) if alive[key]]
+    taps = [(key, read) for key, read in enumerate(reads) if alive[key]]
     features = (layout[1][0],)
     operator = Linear(node, box, features, node.meta["val"].dtype, taps, weight, bias, matrices, alive, macs)
     low.operators.append(operator)

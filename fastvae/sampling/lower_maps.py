@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from .axes import Layout, feature_sizes, is_feature
 from .graph import Constant, Value
+from .lower_unfold import cut
 from .lowering import Lowering, arguments_of, handles
 
 __all__: list[str] = []
@@ -33,7 +34,9 @@ def _pointwise(low: Lowering, node: fx.Node) -> Value:
         by_node = dict(zip(sources, tensors, strict=True))
         return fx.map_arg((node.args, dict(node.kwargs)), lambda n: by_node[n])
 
-    return low.map(node, operands, function, arguments)
+    result = low.map(node, operands, function, arguments)
+    cut(low, result.operator)  # type: ignore[arg-type]
+    return result
 
 
 @handles(aten._to_copy.default)
@@ -85,7 +88,14 @@ def _over_dims(low: Lowering, node: fx.Node) -> Value:
         return (tensors[0], *new[1:]), dict(node.kwargs)
 
     function: Any = node.target
-    return low.map(node, [value], function, arguments, layout)
+
+    def spread(tensors: list[Tensor]) -> Tensor:
+        if node.target is aten.glu.default:
+            return sum(tensors[0].chunk(2, axes[0]))  # type: ignore[return-value]
+        most = tensors[0].amax(axes, keepdim=kept or not reduces)
+        return most if reduces else most.expand_as(tensors[0])
+
+    return low.map(node, [value], function, arguments, layout, spread=spread)
 
 
 @handles(aten.native_layer_norm.default)
@@ -104,7 +114,11 @@ def _layer_norm(low: Lowering, node: fx.Node) -> list[Value | None]:
         return (tensors[0], sizes, weight, bias, eps), {}
 
     dtype = node.meta["val"][0].dtype
-    result = low.map(node, [value, *present], torch.layer_norm, arguments, value.layout, dtype)
+    axes = tuple(range(-len(feature_sizes(value.layout[-count:])), 0))
+    result = low.map(
+        node, [value, *present], torch.layer_norm, arguments, value.layout, dtype,
+        spread=lambda tensors: tensors[0].amax(axes, keepdim=True).expand_as(tensors[0]),
+    )  # fmt: skip
     return [result, None, None]  # the statistics are for the backward pass
 
 
@@ -120,4 +134,7 @@ def _embedding(low: Lowering, node: fx.Node) -> Value:
         return (weight.reshape(rows, width), index), {}
 
     operand = Constant((table,), lambda tensor: tensor[None, None, None])
-    return low.map(node, [value, operand], torch.embedding, arguments, layout, node.meta["val"].dtype)
+    dtype = node.meta["val"].dtype
+    return low.map(
+        node, [value, operand], torch.embedding, arguments, layout, dtype, spread=lambda t: t[0].unsqueeze(-1)
+    )

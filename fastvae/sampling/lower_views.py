@@ -153,8 +153,9 @@ def _cat(low: Lowering, node: fx.Node) -> Value:
     layout = tuple((low.shape(node)[i],) if is_feature(d) else d for i, d in enumerate(first.layout))
     axis = _axis(layout, dim) - 2 - len(feature_sizes(layout))
     return low.map(
-        node, operands, torch.cat, lambda tensors: ((tensors,), {"dim": axis}), layout, first.sample.dtype, expand=True
-    )
+        node, operands, torch.cat, lambda tensors: ((tensors,), {"dim": axis}), layout, first.sample.dtype, expand=True,
+        spread=partial(torch.cat, dim=axis),
+    )  # fmt: skip
 
 
 @handles(aten.stack.default)
@@ -173,6 +174,7 @@ def _stack(low: Lowering, node: fx.Node) -> Value:
         lambda t: ((t,), {"dim": axis}),
         layout,
         first.sample.dtype,
+        spread=partial(torch.stack, dim=axis),
     )
 
 
@@ -241,7 +243,10 @@ def _padded(low: Lowering, node: fx.Node, value: Value, dim: int, before: int, a
     layout = (*value.layout[:dim], simplify((length,)), *value.layout[dim + 1 :])
     after_it = len(feature_sizes(value.layout[dim + 1 :]))
     pads = [0, 0] * after_it + [before, after]
-    return low.map(node, [value], torch.constant_pad_nd, lambda t: ((t[0], pads), {}), layout, value.sample.dtype)
+    return low.map(
+        node, [value], torch.constant_pad_nd, lambda t: ((t[0], pads), {}), layout, value.sample.dtype,
+        spread=lambda t: torch.constant_pad_nd(t[0], pads),
+    )  # fmt: skip
 
 
 def _filled(low: Lowering, node: fx.Node, value: Value, fill: Any) -> Value:

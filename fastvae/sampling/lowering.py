@@ -46,6 +46,8 @@ class Lowering:
         fixed = [node for node, kind in trace.kinds.items() if kind in ("literal", "static")]
         read = {source for node, kind in trace.kinds.items() if kind == "spatial" for source in node.all_input_nodes}
         self.fixed = trace.evaluate([node for node in fixed if node in read], live)
+        self.unfolded: dict[Operator, Any] = {}  # by lower_unfold
+        self.patterns: dict[fx.Node, Tensor] = {}  # masks that the plan is made for
 
     def translate(self, node: fx.Node) -> None:
         handler = _HANDLERS.get(node.target)
@@ -110,6 +112,7 @@ class Lowering:
         layout: Layout | None = None,
         dtype: torch.dtype | None = None,
         expand: bool = False,
+        spread: Callable[[list[Tensor]], Tensor] | None = None,
     ) -> Value:
         """Add a function of single pixels; without a ``layout`` its operands broadcast as in the user's program."""
         values = [operand for operand in operands if isinstance(operand, Value)]
@@ -127,7 +130,9 @@ class Lowering:
                 reads.append(Read(operand, shift))
                 align.append(_aligned(operand.layout, layout) if broadcasts else feature_sizes(operand.layout))
             else:
-                reads.append(operand if isinstance(operand, Constant) else self.constant(node, operand, layout))
+                reads.append(
+                    operand if isinstance(operand, Constant) else self.constant(node, operand, layout, first.size)
+                )
                 align.append(())
         operator = Map(
             node, first.grid, feature_sizes(layout), dtype or node.meta["val"].dtype, reads, function, align=align
@@ -135,6 +140,8 @@ class Lowering:
         operator.expand = expand
         if arguments is not None:
             operator.arguments = arguments
+        if spread is not None:
+            operator.spread = spread
         self.operators.append(operator)
         return self.value_of(operator, layout, first.origin)
 
@@ -150,25 +157,28 @@ class Lowering:
             result.append(marked.pop() if marked else (size,))
         return tuple(result)
 
-    def constant(self, node: fx.Node, argument: fx.Node, layout: Layout) -> Constant:
+    def constant(self, node: fx.Node, argument: fx.Node, layout: Layout, size: tuple[int, int]) -> Constant:
         """A parameter or condition as an operand of a result with this layout."""
         shape = self.shape(argument)
         if not shape:
             return Constant((argument,), lambda tensor: tensor)
         padded = (1,) * (len(layout) - len(shape)) + shape
-        for dim, size in zip(layout, padded, strict=True):
+        batch_dim = next((i - len(layout) for i, dim in enumerate(layout) if dim == ("n",)), None)
+        layout, padded = _apart(layout, padded, size)
+        for dim, length in zip(layout, padded, strict=True):
             joined = not is_feature(dim) and len(dim) > 1
-            if joined and (size != 1 or any(isinstance(atom, int) for atom in dim)):
+            if joined and (length != 1 or any(isinstance(atom, int) for atom in dim)):
                 raise self.error(node, "broadcasts a parameter over joined dimensions")
         order = [next((i for i, dim in enumerate(layout) if dim == (axis,)), None) for axis in ("h", "w", "n")]
         features = [i for i, dim in enumerate(layout) if is_feature(dim)]
         whole_batch = order[2] is not None and padded[order[2]] > 1 and self.trace.kinds[argument] != "condition"
-        if whole_batch and not self._same_for_all(argument, order[2] - len(layout)):  # type: ignore[operator]
+        if whole_batch and not self._same_for_all(argument, batch_dim):  # type: ignore[arg-type]
             raise self.error(node, "has a parameter that differs between the images of a batch")
         num_dims = len(layout)
 
         def compute(tensor: Tensor) -> Tensor:
-            tensor = tensor.reshape((1,) * (num_dims - tensor.ndim) + tuple(tensor.shape))
+            # the batch may be another one than that of the trace
+            tensor = tensor.reshape([-1 if i == order[2] and length > 1 else length for i, length in enumerate(padded)])
             if whole_batch:
                 tensor = tensor.narrow(order[2], 0, 1)  # type: ignore[arg-type]
             sizes = [1 if i is None else tensor.shape[i] for i in order] + [tensor.shape[i] for i in features]
@@ -181,6 +191,17 @@ class Lowering:
     def _same_for_all(self, argument: fx.Node, dim: int) -> bool:
         tensor = self.fixed[argument]
         return bool((tensor == tensor.narrow(dim, 0, 1)).all())
+
+
+def _apart(layout: Layout, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[Layout, tuple[int, ...]]:
+    """Layout and shape of a constant with dimensions that join rows and columns taken apart."""
+    dims: list[Dim] = []
+    sizes: list[int] = []
+    for dim, length in zip(layout, shape, strict=True):
+        joined = dim == ("h", "w")
+        dims += [("h",), ("w",)] if joined else [dim]
+        sizes += [*(size if length > 1 else (1, 1))] if joined else [length]
+    return tuple(dims), tuple(sizes)
 
 
 def _dim(layout: Layout, index: int) -> Dim:

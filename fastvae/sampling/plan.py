@@ -1,267 +1,269 @@
-"""Plan: which pixels of which operator are computed at which step, derived from offsets alone."""
+"""Plan: which pixels of which operator are computed at which step, and what that costs."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .axes import image_layout
-from .graph import Box, Linear, Operator, Pixels, Read, Value
-from .lowering import Lowering
-from .trace import NotAutoregressiveError, describe
+from .graph import Box, Linear, Operator, Pixels, Read
 
-__all__ = ["Cells", "Plan", "make_plan"]
+__all__ = ["TITLES", "Cells", "Plan", "ScheduleName"]
 
-Reads = dict[Operator, list[Read]]  # the reads of each operator that are not all padding
+ScheduleName = Literal["wavefront", "row", "levels"]
+TITLES: dict[str, str] = {"wavefront": "wavefront", "row": "row by row", "levels": "levels of the dependencies"}
+
+# What a batch of images costs on one core of a Zen 4 CPU in float32, in seconds, fitted to four networks in both
+# schedules and three batch sizes (within 15 %). The choice between schedules depends on the ratios only.
+_CALL = 1.8e-6  # a call, with little to do
+_MAC = 2.1e-11  # a multiplication of a matrix product
+_WEIGHT = 1.5e-10  # a weight that a matrix product reads, whatever its number of rows
+_MOVED = 6.7e-10  # a number that is gathered
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The pixels of an operator in the order of their computation, by time column + skew * row, then by row."""
+    """The pixels of an operator in the order of their computation."""
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
-    times: NDArray[np.int64]
     box: Box
     places: NDArray[np.int64]  # (rows, columns) of the box -> 1 + index in this order, 0 where nothing is computed
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def lookup(self, rows: NDArray[np.int64], columns: NDArray[np.int64], box: Box) -> NDArray[np.int64]:
-        """1 + index of pixels, 0 outside ``box``."""
-        inside = (rows >= box.top) & (rows < box.bottom) & (columns >= box.left) & (columns < box.right)
-        places = np.zeros(rows.shape, dtype=np.int64)
-        places[inside] = self.places[rows[inside] - self.box.top, columns[inside] - self.box.left]
-        return places
+    def lookup(self, read: Read, box: Box) -> NDArray[np.int64]:
+        """1 + index of what each pixel of a reader's box (rows, columns) reads, 0 where that is zero."""
+        places = np.zeros(box.height * box.width, dtype=np.int64)
+        mine, theirs = read.pairs(box)
+        places[mine] = self.places.ravel()[theirs]
+        return places.reshape(box.height, box.width)
 
 
 @dataclass(eq=False)
 class Plan:
-    """A schedule: step ``t`` computes, operator by operator, the pixels with time at most ``t + lead``.
+    """A schedule: what each step computes, operator by operator, before it draws.
 
     Attributes:
+        name: "wavefront" (pixel (i, j) at step j + skew * i), "row" (one pixel after the other, what reads finished
+            rows a whole row at once) or "levels" (each pixel as soon as all it depends on is there).
         operators: those that are needed, in order; the first is the image.
         output: the value that holds the parameters, and where it is read.
-        skew: pixel (i, j) is drawn at step j + skew * i.
-        leads: how many steps an operator runs ahead of the draw (negative: behind).
+        skew: pixel (i, j) is drawn at step j + skew * i (times the groups of channels); 0 for levels.
         cells: the pixels of each operator.
-        bounds: for each operator, the number of cells done after each step.
+        passes: for each operator, and each time that it is computed for a pixel, the number of cells done after each
+            step. It is more than once only for the groups of channels of a pixel that are drawn one after the other.
+        groups: the channels that are drawn together, in their order.
+        draws: for each step the pixels that are drawn, first and end in the order of the cells, and their group.
+        starts: for each operator the number of its first cell that is computed, 0 where it is not named.
         cached: operators whose cells are kept; the others live for one step.
+        reason: why this schedule was chosen.
     """
 
+    name: ScheduleName
     operators: list[Operator]
     pixels: Pixels
     output: Read
     skew: int
-    leads: dict[Operator, int]
     cells: dict[Operator, Cells]
-    bounds: dict[Operator, NDArray[np.int64]]
-    cached: set[Operator]
+    passes: dict[Operator, list[NDArray[np.int64]]]
     height: int
     width: int
+    groups: tuple[slice, ...] = (slice(None),)
+    draws: tuple[tuple[int, int, int], ...] = ()
+    starts: dict[Operator, int] = field(default_factory=dict)
+    cached: set[Operator] = field(default_factory=set)
+    reason: str = ""
     _direct: dict[Any, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cached = _cached(self)
+        self.draws = self.draws or tuple(self._draw(step) for step in range(self.num_steps))
+
+    @property
+    def bounds(self) -> dict[Operator, NDArray[np.int64]]:
+        """For each operator the number of cells whose last pass is done after each step."""
+        return {op: passes[-1] for op, passes in self.passes.items()}
 
     @property
     def num_steps(self) -> int:
-        """Serial steps for an image; naive sampling takes height * width."""
-        return self.width + self.skew * (self.height - 1)
+        """Serial steps for an image; naive sampling takes height * width, or as often the groups of channels."""
+        return len(self.passes[self.pixels][-1])
 
     @property
     def most_pixels(self) -> int:
         """The most pixels drawn in one step."""
-        return int(np.diff(self.bounds[self.pixels], prepend=0).max())
+        return max(int(np.diff(bounds, prepend=0).max()) for bounds in self.passes[self.pixels])
+
+    @property
+    def order(self) -> list[int]:
+        """Numbers of the pixels, in raster order, in the order of their draws."""
+        cells = self.cells[self.pixels]
+        return (cells.rows * self.width + cells.columns).tolist() if self.name == "levels" else list(range(len(cells)))
+
+    @cached_property
+    def calls(self) -> dict[Operator, int]:
+        """In how many steps each operator has something to compute."""
+        return {
+            op: sum(int((np.diff(bounds, prepend=0) > 0).sum()) for bounds in passes)
+            for op, passes in self.passes.items()
+        }
 
     @property
     def macs(self) -> int:
         """Multiplications for one image."""
-        return sum(len(self.cells[op]) * len(op.taps) * self._matrix(op) for op in self._linear())
+        return sum(len(self.passes[op]) * len(self.cells[op]) * len(op.taps) * _matrix(op) for op in self.linear)
 
     @property
     def naive_macs(self) -> int:
-        """Multiplications for one image with a full pass of the dense operators per pixel."""
-        passes = self.height * self.width
-        return passes * sum(op.macs * op.box.height * op.box.width for op in self._linear())
+        """Multiplications for one image with a full pass of the dense operators per pixel and group of channels."""
+        passes = self.height * self.width * len(self.groups)
+        return passes * sum(op.macs * op.box.height * op.box.width for op in self.linear)
 
     @property
     def cache_bytes(self) -> int:
         """Bytes kept for one image."""
         return sum((len(self.cells[op]) + 1) * int(np.prod(op.features)) * op.dtype.itemsize for op in self.cached)
 
+    def only(self, unknown: NDArray[np.bool_]) -> "Plan":
+        """The same schedule for images in which only some values (C, H, W) are unknown: the steps that draw these.
+
+        What other steps compute is computed with the next one that draws: before the first of them that is one parallel
+        pass over what is known and still read, and after the last one nothing.
+        """
+        chosen = list(self.steps_for(unknown))
+        passes = {op: [bounds[chosen] for bounds in passes] for op, passes in self.passes.items()}
+        draws = tuple(self.draws[step] for step in chosen)
+        plan = replace(self, passes=passes, draws=draws)
+        plan.starts = plan._first_needed(np.any(unknown, axis=0))
+        return plan
+
+    def pixel_steps(self, group: int = -1) -> NDArray[np.int64]:
+        """The step at which each pixel is drawn, (H, W), or its last group of channels if these are drawn one by one.
+
+        See :func:`fastvae.figures.wavefront` for a picture.
+        """
+        places = self.cells[self.pixels].places
+        return np.searchsorted(self.passes[self.pixels][group], places - 1, side="right")
+
+    def steps_for(self, unknown: NDArray[np.bool_]) -> tuple[int, ...]:
+        """The steps that draw any of the values (C, H, W) that are not known."""
+        steps = [self.pixel_steps(number)[unknown[group].any(0)] for number, group in enumerate(self.groups)]
+        return tuple(int(step) for step in np.unique(np.concatenate(steps)))
+
+    def rows_done(self) -> NDArray[np.int64]:
+        """How many rows of the image, from the first on, are complete after each step."""
+        last = np.maximum.accumulate(self.cells[self.pixels].places.max(1))  # of each row, or of one above
+        return np.searchsorted(last, self.bounds[self.pixels], side="right")
+
+    def cost(self, batch: int) -> float:
+        """Estimated seconds for a batch on one CPU core: the calls of all steps, and the work, which all images share.
+
+        Calls: one for each operator and step in which it has pixels, one for each gather of what it reads elsewhere,
+        two for a draw. Work: multiplications, the weights that each product reads, and the numbers gathered.
+        """
+        calls = 2.0 * self.calls[self.pixels]
+        work = self.macs * _MAC * batch
+        for op in self.operators[1:]:
+            gathered = self._gathered(op)
+            calls += self.calls[op] * (1 + len(gathered))
+            numbers = sum(int(np.prod(read.value.sample.shape[2:])) for reads in gathered for read in reads)
+            work += numbers * len(self.cells[op]) * len(self.passes[op]) * batch * _MOVED
+            if isinstance(op, Linear):
+                work += self.calls[op] * len(op.taps) * _matrix(op) * _WEIGHT
+        return calls * _CALL + work
+
+    def _gathered(self, op: Operator) -> list[list[Read]]:
+        """The reads of an operator that take a gather, those of one gather together."""
+        if isinstance(op, Linear):
+            return [] if not op.reads or (len(op.reads) == 1 and self.is_direct(op, op.reads[0])) else [op.reads]
+        return [[read] for read in op.reads if not self.is_direct(op, read)]
+
     def is_direct(self, reader: Operator, read: Read) -> bool:
         """Whether a read takes the same cells in the same order: a slice instead of a gather."""
         mine, theirs = self.cells[reader], self.cells[read.value.operator]
-        if read.offset != (0, 0) or mine is not theirs:
+        if read.offset != (0, 0) or not read.is_uniform or mine is not theirs:
             return False
         key = (mine, read.value.box)
         if key not in self._direct:
-            self._direct[key] = bool(theirs.lookup(mine.rows, mine.columns, read.value.box).all())
+            seen = theirs.lookup(read, mine.box)
+            self._direct[key] = bool(seen[mine.rows - mine.box.top, mine.columns - mine.box.left].all())
         return self._direct[key]
 
     def __str__(self) -> str:
-        pixels, steps = self.height * self.width, self.num_steps
-        return "\n".join(
-            [
-                f"wavefront over {self.height} x {self.width} pixels: pixel (i, j) at step j + {self.skew} i",
-                f"  {'steps':<16}{steps} instead of {pixels} ({pixels / steps:.1f}x fewer)",
-                f"  {'most pixels':<16}{self.most_pixels} in one step",
-                f"  {'operators':<16}{len(self.operators) - 1}, {len(self._linear())} with weights",
-                f"  {'work':<16}{2 * self.macs / 1e6:.4g} MFLOP per image, naive {2 * self.naive_macs / 1e6:.4g} "
-                f"({self.naive_macs / max(1, self.macs):.0f}x)",
-                f"  {'cache':<16}{self.cache_bytes / 1024:.4g} KiB per image, {len(self.cached)} operators",
-            ]
-        )
+        pixels, steps = self.height * self.width * len(self.groups), self.num_steps
+        lines = [
+            f"{TITLES[self.name]} over {self.height} x {self.width} pixels{_RULES[self.name].format(self)}",
+            f"  {'steps':<16}{steps} instead of {pixels} ({pixels / steps:.1f}x fewer)",
+            f"  {'most pixels':<16}{self.most_pixels} in one step",
+            f"  {'operators':<16}{len(self.operators) - 1}, {len(self.linear)} with weights; "
+            f"{sum(self.calls.values())} calls",
+            f"  {'work':<16}{2 * self.macs / 1e6:.4g} MFLOP per image, naive {2 * self.naive_macs / 1e6:.4g} "
+            f"({self.naive_macs / max(1, self.macs):.0f}x)",
+            f"  {'cache':<16}{self.cache_bytes / 1024:.4g} KiB per image, {len(self.cached)} operators",
+        ]
+        if len(self.groups) > 1:
+            lines.insert(2, f"  {'channels':<16}drawn one after the other, in {len(self.groups)} groups")
+        return "\n".join([*lines, *([f"  {'chosen':<16}{self.reason}"] if self.reason else [])])
 
-    def _linear(self) -> list[Linear]:
+    def _first_needed(self, drawn: NDArray[np.bool_]) -> dict[Operator, int]:
+        """The first cell of each operator that the parameters of some pixels (H, W) depend on."""
+        needed = {op: np.zeros(op.box.height * op.box.width, dtype=bool) for op in self.operators}
+
+        def mark(read: Read, box: Box, readers: NDArray[np.bool_]) -> None:
+            mine, theirs = read.pairs(box)
+            needed[read.value.operator][theirs[readers[mine]]] = True
+
+        mark(self.output, self.pixels.box, drawn.ravel())
+        for op in reversed(self.operators):
+            for read in op.reads:
+                mark(read, op.box, needed[op])
+        starts = {}
+        for op in self.operators:
+            places = self.cells[op].places.ravel()[needed[op]]
+            starts[op] = int(places[places > 0].min(initial=len(self.cells[op]) + 1)) - 1
+        # what lives for one step only is read by its place in that step
+        shared = [(op, read.value.operator) for op in self.operators for read in op.reads]
+        shared = [(op, source) for op, source in shared if source not in self.cached]
+        while uneven := [pair for pair in shared if starts[pair[0]] != starts[pair[1]]]:
+            for op, source in uneven:
+                starts[op] = starts[source] = min(starts[op], starts[source])
+        return starts
+
+    def _draw(self, step: int) -> tuple[int, int, int]:
+        """At most one group of channels is drawn in a step."""
+        ranges = [(int(b[step - 1]) if step else 0, int(b[step])) for b in self.passes[self.pixels]]
+        number = next((number for number, (start, end) in enumerate(ranges) if end > start), 0)
+        return (*ranges[number], number)
+
+    @cached_property
+    def linear(self) -> list[Linear]:
+        """The operators with weights."""
         return [op for op in self.operators if isinstance(op, Linear)]
 
-    @staticmethod
-    def _matrix(op: Linear) -> int:
-        sizes = op.taps[0][1].value.sample.shape[2:] if op.taps else (0,)
-        return int(np.prod(sizes)) * op.features[0]
+
+_RULES = {
+    "wavefront": ": pixel (i, j) at step j + {0.skew} i",
+    "row": ": one pixel after the other, what reads finished rows a row at once",
+    "levels": ": each pixel as soon as all it depends on is there",
+}
 
 
-def make_plan(lowering: Lowering) -> Plan:
-    """The wavefront with the smallest skew; where layers skip pixels (dilation), other schedules can take fewer steps.
-
-    Raises:
-        NotAutoregressiveError: if a value depends on itself or on later pixels in raster order.
-    """
-    height, width = lowering.height, lowering.width
-    output_value: Value = lowering.values[lowering.trace.output]
-    if output_value.layout != image_layout(output_value.sample.shape[2]):
-        raise lowering.error(lowering.trace.output, "gives something else than (N, C * P, H, W)")
-    output = Read(output_value, (-output_value.origin[0], -output_value.origin[1]))
-    operators, reads, needed = _prune(lowering, output)
-    raster = _raster_skew(reads, output)
-    if _leads(operators, reads, output, raster)[lowering.pixels] > -1:
-        raise _not_causal(operators, reads, output, raster, lowering)
-    for skew in range(1, raster + 1):
-        leads = _leads(operators, reads, output, skew)
-        if leads[lowering.pixels] <= -1:
-            break
-    cells = _all_cells(operators, needed, skew, lowering)
-    steps = np.arange(width + skew * (height - 1))
-    leads[lowering.pixels] = 0  # the draw itself
-    bounds = {op: np.searchsorted(cells[op].times, steps + leads[op], side="right") for op in operators}
-    plan = Plan(operators, lowering.pixels, output, skew, leads, cells, bounds, set(), height, width)
-    plan.cached = _cached(plan)
-    return plan
-
-
-def _prune(lowering: Lowering, output: Read) -> tuple[list[Operator], Reads, dict[Operator, NDArray[np.bool_]]]:
-    """Drop operators, reads and pixels that no parameter of the image depends on."""
-    image = Box(0, lowering.height, 0, lowering.width)
-    needed = {op: np.zeros((op.box.height, op.box.width), dtype=bool) for op in lowering.operators}
-    _mark(needed, output, np.ones((image.height, image.width), dtype=bool), image)
-    reads: Reads = {}
-    for op in reversed(lowering.operators):
-        reads[op] = [read for read in op.reads if _mark(needed, read, needed[op], op.box)]
-        if isinstance(op, Linear):
-            op.taps = [tap for tap in op.taps if tap[1] in reads[op]]
-    pixels = lowering.pixels
-    needed[pixels][:] = True  # every pixel is drawn
-    alive = [op for op in lowering.operators if needed[op].any()]
-    read = {read.value.operator for op in alive for read in op.reads}  # all padding for their readers: no cells
-    return [op for op in lowering.operators if needed[op].any() or op in read], reads, needed
-
-
-def _mark(needed: dict[Operator, NDArray[np.bool_]], read: Read, mask: NDArray[np.bool_], box: Box) -> bool:
-    """Mark what pixels ``mask`` of ``box`` read; False if it is all padding."""
-    source, (row, column) = read.value.operator, read.offset
-    window = Box(box.top + row, box.bottom + row, box.left + column, box.right + column) & read.value.box
-    if not window.height or not window.width:
-        return False
-    part = mask[
-        window.top - row - box.top : window.bottom - row - box.top,
-        window.left - column - box.left : window.right - column - box.left,
-    ]
-    needed[source][
-        window.top - source.box.top : window.bottom - source.box.top,
-        window.left - source.box.left : window.right - source.box.left,
-    ] |= part
-    return bool(part.any())
-
-
-def _leads(operators: list[Operator], reads: Reads, output: Read, skew: int) -> dict[Operator, int]:
-    """Longest paths: the lead of an operator is the latest time at which anything reads it, relative to the draw."""
-    never = -(10**9)
-    leads = dict.fromkeys(operators, never)
-    leads[output.value.operator] = _time(output, skew)
-    for op in reversed(operators):
-        for read in reads[op]:
-            source = read.value.operator
-            leads[source] = max(leads[source], leads[op] + _time(read, skew))
-    return leads
-
-
-def _time(read: Read, skew: int) -> int:
-    return read.offset[1] + skew * read.offset[0]
-
-
-def _raster_skew(reads: Reads, output: Read) -> int:
-    """A skew that orders the two ends of every path as raster order does, however far to the side it goes.
-
-    It can exceed the width of the image: narrow images, deep networks.
-    """
-    return 1 + abs(output.offset[1]) + sum(max((abs(d.offset[1]) for d in each), default=0) for each in reads.values())
-
-
-def _not_causal(
-    operators: list[Operator], all_reads: Reads, output: Read, skew: int, lowering: Lowering
-) -> NotAutoregressiveError:
-    """Name the furthest path from a parameter to a pixel that is not drawn yet, and its last read of the future."""
-    leads = _leads(operators, all_reads, output, skew)
-    op: Operator = lowering.pixels
-    steps: list[tuple[Operator, tuple[int, int]]] = []
-    while op is not output.value.operator or not steps:
-        readers = [(r, read) for r in operators for read in all_reads[r] if read.value.operator is op]
-        reader, read = next((r, d) for r, d in readers if leads[r] + _time(d, skew) == leads[op])
-        steps.append((reader, read.offset))
-        op = reader
-    rows = output.offset[0] + sum(offset[0] for _, offset in steps)
-    columns = output.offset[1] + sum(offset[1] for _, offset in steps)
-    together = " (the channels of a pixel are drawn together)" if rows == columns == 0 else ""
-    reads_ahead = max(steps, key=lambda step: step[1][1] + skew * step[1][0])[0]
-    return NotAutoregressiveError(
-        f"the model is not causal in raster order: the parameters of pixel (i, j) depend on pixel "
-        f"(i{rows:+d}, j{columns:+d}){together} by way of {describe(reads_ahead.node)}. "
-        "Mask that operator (type A in the first layer, type B later), or shift its input",
-        offset=(rows, columns),
-    )
-
-
-def _all_cells(
-    operators: list[Operator], needed: dict[Operator, NDArray[np.bool_]], skew: int, lowering: Lowering
-) -> dict[Operator, Cells]:
-    known: dict[tuple[Box, bytes], Cells] = {}
-    result = {}
-    for op in operators:
-        key = (op.box, needed[op].tobytes())
-        if key not in known:
-            known[key] = _order(needed[op], op.box, skew)
-        result[op] = known[key]
-    return result
-
-
-def _order(mask: NDArray[np.bool_], box: Box, skew: int) -> Cells:
-    rows, columns = np.nonzero(mask)
-    rows, columns = rows + box.top, columns + box.left
-    times = columns + skew * rows
-    order = np.lexsort((rows, times))
-    rows, columns, times = rows[order], columns[order], times[order]
-    places = np.zeros((box.height, box.width), dtype=np.int64)
-    places[rows - box.top, columns - box.left] = np.arange(1, len(rows) + 1)
-    return Cells(rows, columns, times, box, places)
+def _matrix(op: Linear) -> int:
+    sizes = op.taps[0][1].value.sample.shape[2:] if op.taps else (0,)
+    return int(np.prod(sizes)) * op.features[0]
 
 
 def _cached(plan: Plan) -> set[Operator]:
-    """Operators that something reads in another step or at another pixel."""
+    """Operators that something reads in another step or at another pixel, or that are computed more than once."""
     cached: set[Operator] = {plan.pixels, plan.output.value.operator}
+    cached.update(op for op, passes in plan.passes.items() if len(passes) > 1)
     for op in plan.operators:
         for read in op.reads if len(plan.cells[op]) else ():
             source = read.value.operator
-            if plan.leads[op] != plan.leads[source] or not plan.is_direct(op, read):
+            together = np.array_equal(plan.passes[op][-1], plan.passes[source][-1])
+            if len(plan.passes[op]) > 1 or not together or not plan.is_direct(op, read):
                 cached.add(source)
     return cached

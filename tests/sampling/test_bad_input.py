@@ -33,6 +33,7 @@ def sampler_of(model: nn.Module | None = None, **options: Any):
         ({"likelihood": "gaussian"}, ValueError, r"takes 2 parameter\(s\) per value, but the model gives 1"),
         ({"likelihood": "categorical"}, ValueError, "at least two logits"),
         ({"fallback": "slow"}, ValueError, "fallback must be None or 'naive', got 'slow'"),
+        ({"schedule": "column"}, ValueError, "schedule must be 'auto', 'wavefront', 'row' or 'levels', got 'column'"),
         ({"condition_shape": (2,), "example_condition": torch.zeros(3, 2)}, ValueError, "not both"),
     ],
 )

@@ -27,6 +27,19 @@ def test_same_noise_gives_the_images_of_naive_sampling(style: str, shape: tuple[
     assert 0 < ours.samples.mean() < 1  # not a constant that anything would reproduce
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (7, 2)], ids=str)
+@pytest.mark.parametrize("style", STYLES)
+def test_row_by_row_gives_the_same_images(style: str, shape: tuple[int, int]) -> None:
+    model = Balanced(randomized(STYLES[style](*shape)), *shape)
+    sampler = compile_sampler(model, (1, *shape), "bernoulli", schedule="row")
+    assert sampler.plan.name == "row"
+    ours, images = sampler(5, seed=1, verify=True), torch.rand(2, 1, *shape, dtype=torch.float64).round()
+    assert ours.certificate.mismatches == 0
+    assert torch.equal(ours.samples, compile_sampler(model, (1, *shape), "bernoulli")(5, seed=1).samples)
+    with torch.no_grad():
+        torch.testing.assert_close(sampler.decode(images), model(images), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_forced_decoding_equals_the_parallel_pass(style: str) -> None:
     model = randomized(STYLES[style](9, 8))
@@ -60,11 +73,11 @@ def test_images_in_another_order_are_the_same_images() -> None:
 def test_a_large_batch_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = compile_sampler(randomized(plain(), gain=2.0), (1, 6, 6), "bernoulli")
     whole = sampler(10, seed=5)
-    monkeypatch.setattr("fastvae.sampling.sampler._MOST_CACHE_BYTES", 4 * sampler.plan.cache_bytes)
+    monkeypatch.setattr("fastvae.sampling.engine._MOST_CACHE_BYTES", 4 * sampler.plan.cache_bytes)
     small = compile_sampler(sampler.model, (1, 6, 6), "bernoulli")
     parts = small(10, seed=5, verify=True)
     assert torch.equal(parts.samples, whole.samples)
-    assert sorted(small._programs) == [2, 4]
+    assert sorted(small._engine.programs) == [2, 4]
     assert parts.certificate.values == 360
 
 

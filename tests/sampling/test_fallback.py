@@ -138,10 +138,13 @@ class ColourMasked(nn.Conv2d):
 @pytest.mark.parametrize(
     "behind", [nn.Identity(), nn.Sequential(nn.Flatten(2), nn.Softplus(), nn.Unflatten(2, (5, 5)))]
 )
-def test_channels_that_are_ordered_within_a_pixel_have_their_own_message(fallback: Any, behind: nn.Module) -> None:
+def test_channels_that_are_ordered_within_a_pixel_are_planned_unless_in_a_circle(
+    fallback: Any, behind: nn.Module
+) -> None:
     model = randomized(nn.Sequential(ColourMasked(), behind))
-    with pytest.raises(UnsupportedModelError, match="channels of a pixel are ordered in this model"):
-        compile_sampler(model, (3, 5, 5), "bernoulli", fallback=fallback)
+    sampler = compile_sampler(model, (3, 5, 5), "bernoulli", fallback=fallback)
+    assert len(sampler.plan.groups) == 3
+    assert torch.equal(sampler(4, verify=True).samples, sampler.naive(4).samples)
     with pytest.raises(UnsupportedModelError, match="not causal in raster order"):
         compile_sampler(randomized(ColourMasked(circle=True)), (3, 5, 5), "bernoulli", fallback=fallback)
 

@@ -7,7 +7,7 @@ from networks_in_the_wild import STYLES, Gated, MaskedWeight, plain, randomized
 from torch import Tensor, nn
 
 from fastvae import compile_sampler
-from fastvae.sampling import UnsupportedModelError
+from fastvae.sampling import Plan, UnsupportedModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 
@@ -52,7 +52,7 @@ def test_no_schedule_of_a_plain_stack_is_shorter(first: int, shape: tuple[int, i
         MaskedWeight("A", 1, 6, first, padding=first // 2), nn.Tanh(), MaskedWeight("B", 6, 6, 3, padding=1), nn.Tanh(),
         MaskedWeight("B", 6, 1, 3, padding=1),
     )  # fmt: skip
-    plan = compile_sampler(randomized(model), (1, *shape), "bernoulli").plan
+    plan = compile_sampler(randomized(model), (1, *shape), "bernoulli", schedule="wavefront").plan
     chain = longest_chain(dependencies(model, *shape))
     if shape[1] >= plan.skew:  # else some diagonals of the skewed image are empty
         assert plan.num_steps == chain
@@ -62,7 +62,7 @@ def test_no_schedule_of_a_plain_stack_is_shorter(first: int, shape: tuple[int, i
 @pytest.mark.parametrize("style", STYLES)
 def test_the_draw_of_a_pixel_comes_after_all_it_depends_on(style: str) -> None:
     model = randomized(STYLES[style](6, 7))
-    plan = compile_sampler(model, (1, 6, 7), "bernoulli").plan
+    plan = compile_sampler(model, (1, 6, 7), "bernoulli", schedule="wavefront").plan
     pixel = torch.arange(42)
     step = pixel % 7 + plan.skew * (pixel // 7)
     depends = dependencies(model, 6, 7)
@@ -74,7 +74,7 @@ def test_skews_of_gated_layouts() -> None:
     rows_above = compile_sampler(Gated(layers=4), (1, 16, 16), "bernoulli").plan
     assert rows_above.skew == 2  # kernels of two rows above and one column to each side, whatever the depth
     for layers in (2, 4):
-        plan = compile_sampler(CurrentRow(layers), (1, 24, 24), "bernoulli").plan
+        plan = compile_sampler(CurrentRow(layers), (1, 24, 24), "bernoulli", schedule="wavefront").plan
         assert plan.skew == 3 + (layers - 1) * 1 + 1  # 7x7 first: the reach of the vertical stack grows with depth
 
 
@@ -95,11 +95,33 @@ class CurrentRow(nn.Module):
 
 
 def test_a_reach_wider_than_the_image_is_planned() -> None:
-    sampler = compile_sampler(randomized(CurrentRow(4), gain=2.0), (1, 4, 3), "bernoulli")
+    sampler = compile_sampler(randomized(CurrentRow(4), gain=2.0), (1, 4, 3), "bernoulli", schedule="wavefront")
     assert sampler.plan.skew == 6  # five columns to the right in the row above, of which at most two exist
     out = sampler(20, verify=True)
     assert out.certificate.mismatches == 0
     assert torch.equal(out.samples, sampler.naive(20).samples)
+
+
+def calls_of_convolutions(plan: Plan, kernel: tuple[int, int]) -> set[int]:
+    return {plan.calls[op] for op in plan.linear if tuple(op.node.args[1].meta["val"].shape[2:]) == kernel}
+
+
+def test_what_reads_finished_rows_is_computed_a_row_at_once() -> None:
+    for model in (CurrentRow(5), Gated(layers=4)):
+        plan = compile_sampler(randomized(model), (1, 8, 9), "bernoulli", schedule="row").plan
+        assert (plan.name, plan.num_steps, plan.most_pixels) == ("row", 72, 1)
+        assert max(calls_of_convolutions(plan, (2, 3))) <= 2 * 8  # of the vertical stack: most once for each row
+        if isinstance(model, Gated):
+            assert min(calls_of_convolutions(plan, (1, 2))) >= 64  # pixel by pixel
+
+
+def test_the_cheaper_schedule_is_chosen() -> None:
+    deep = compile_sampler(CurrentRow(12), (1, 16, 16), "bernoulli")
+    assert deep.plan.name == "row"  # the wavefront takes most of the steps, and all of the vertical stack in each
+    assert deep.plan.cost(1) < compile_sampler(deep.model, (1, 16, 16), "bernoulli", schedule="wavefront").plan.cost(1)
+    assert compile_sampler(plain(), (1, 16, 16), "bernoulli").plan.name == "wavefront"
+    assert "row by row" in str(deep.plan)
+    assert "for 1 image" in deep.plan.reason
 
 
 def test_a_plan_prints_what_it_does() -> None:
