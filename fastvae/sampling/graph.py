@@ -11,10 +11,13 @@ from torch import Tensor, fx
 
 from .axes import Layout, feature_sizes
 
-__all__ = ["Box", "Constant", "Linear", "Map", "Operator", "Pixels", "Read", "Value", "empty_cells"]
+__all__ = ["NOWHERE", "Box", "Constant", "Linear", "Map", "Operator", "Pixels", "Read", "Value", "empty_cells"]
 
 # A cell is one pixel of one operator's result, stored as (cells, batch, *features).
 # Coordinates are those of the image: an operator's tensor index minus its origin.
+
+
+NOWHERE = -(10**9)  # a row or column that no operator has
 
 
 @dataclass(frozen=True)
@@ -99,22 +102,27 @@ class Read:
         value: what is read.
         offset: in rows and columns.
         mask: the pixels of the reader (rows, columns of its box) that read; the others get zero. None for all.
+        places: instead of the offset, the row that each row of the reader's box reads, and the column that each column
+            reads; ``NOWHERE`` for none.
     """
 
     value: Value
     offset: tuple[int, int] = (0, 0)
     mask: NDArray[np.bool_] | None = None
+    places: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @property
     def is_uniform(self) -> bool:
         """Whether every pixel of the reader does the same."""
-        return self.mask is None
+        return self.mask is None and self.places is None
 
     def pairs(self, box: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which pixel of the reader's box (number in raster order) reads which of the source operator's box."""
         window, source = self.value.box, self.value.operator.box
-        rows = np.arange(box.top, box.bottom) + self.offset[0]
-        columns = np.arange(box.left, box.right) + self.offset[1]
+        rows, columns = self.places or (
+            np.arange(box.top, box.bottom) + self.offset[0],
+            np.arange(box.left, box.right) + self.offset[1],
+        )
         inside = ((rows >= window.top) & (rows < window.bottom))[:, None]
         inside = inside & ((columns >= window.left) & (columns < window.right))
         if self.mask is not None:
