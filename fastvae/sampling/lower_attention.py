@@ -40,10 +40,11 @@ def _scored(low: Lowering, node: fx.Node, query: Value, keys: Value) -> Value:
     box = query.grid
     look = Look(keys, seen=np.zeros((box.height * box.width, count), dtype=bool))
     layout = (query.layout[0], query.layout[1], (count,))
-    features = (*query.layout[0][1:], count)
+    features = tuple(atom for atom in (*query.layout[0], count) if isinstance(atom, int))
     operator = _operator(low, node, query, look, features, _score, [(heads, depth)] * 2)
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn((_PROBES, box.height * box.width, 1, *features), generator=generator)
+    probe = torch.randn(_PROBES, box.height * box.width, 1, heads * count, generator=generator)
+    probe = probe.unflatten(3, features)
     low.scores[operator] = (look, probe.to(low.device, operator.dtype))
     return low.value_of(operator, layout, query.origin)
 
