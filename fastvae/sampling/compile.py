@@ -37,7 +37,9 @@ def compile_sampler(
     Networks that are causal in another order than raster order (locally masked convolutions along an s-curve or a
     Hilbert curve) are drawn by the levels of their dependencies: each pixel as soon as all it depends on is there.
 
-    Not covered: attention, strides and other layers that mix pixels by anything else than convolutions and shifts (see
+    Networks with strides are drawn so, too, and causal self-attention over the pixels keeps its keys and values.
+
+    Not covered: pooling and other layers that mix pixels by anything else than convolutions, shifts and attention (see
     ``fallback``).
 
     Args:

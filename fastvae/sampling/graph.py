@@ -11,10 +11,13 @@ from torch import Tensor, fx
 
 from .axes import Layout, feature_sizes
 
-__all__ = ["Box", "Constant", "Linear", "Map", "Operator", "Pixels", "Read", "Value", "empty_cells"]
+__all__ = ["NOWHERE", "Box", "Constant", "Linear", "Look", "Map", "Operator", "Pixels", "Read", "Value", "empty_cells"]
 
 # A cell is one pixel of one operator's result, stored as (cells, batch, *features).
 # Coordinates are those of the image: an operator's tensor index minus its origin.
+
+
+NOWHERE = -(10**9)  # a row or column that no operator has
 
 
 @dataclass(frozen=True)
@@ -99,28 +102,60 @@ class Read:
         value: what is read.
         offset: in rows and columns.
         mask: the pixels of the reader (rows, columns of its box) that read; the others get zero. None for all.
+        places: instead of the offset, the row that each row of the reader's box reads, and the column that each column
+            reads; ``NOWHERE`` for none.
     """
 
     value: Value
     offset: tuple[int, int] = (0, 0)
     mask: NDArray[np.bool_] | None = None
+    places: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @property
     def is_uniform(self) -> bool:
         """Whether every pixel of the reader does the same."""
-        return self.mask is None
+        return self.mask is None and self.places is None
 
     def pairs(self, box: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which pixel of the reader's box (number in raster order) reads which of the source operator's box."""
         window, source = self.value.box, self.value.operator.box
-        rows = np.arange(box.top, box.bottom) + self.offset[0]
-        columns = np.arange(box.left, box.right) + self.offset[1]
+        rows, columns = self.places or (
+            np.arange(box.top, box.bottom) + self.offset[0],
+            np.arange(box.left, box.right) + self.offset[1],
+        )
         inside = ((rows >= window.top) & (rows < window.bottom))[:, None]
         inside = inside & ((columns >= window.left) & (columns < window.right))
         if self.mask is not None:
             inside = inside & self.mask
         places = (rows - source.top)[:, None] * source.width + (columns - source.left)
         return np.flatnonzero(inside), places[inside]
+
+
+@dataclass(frozen=True, eq=False)
+class Look(Read):
+    """Every pixel of a reader sees all pixels of a value, but depends on some only: attention.
+
+    Attributes:
+        seen: (pixels of the reader, pixels of the value's tensor) bool, filled in when it is known.
+    """
+
+    seen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
+
+    @property
+    def is_uniform(self) -> bool:
+        return False
+
+    def pairs(self, box: Box) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        mine, position = np.nonzero(self.seen)
+        theirs = self.numbers()[position]
+        return mine[theirs >= 0], theirs[theirs >= 0]
+
+    def numbers(self) -> NDArray[np.int64]:
+        """For each pixel of the value's tensor its number in the source operator's box, -1 for padding."""
+        grid, window, source = self.value.grid, self.value.box, self.value.operator.box
+        rows, columns = np.arange(grid.top, grid.bottom)[:, None], np.arange(grid.left, grid.right)
+        inside = (rows >= window.top) & (rows < window.bottom) & (columns >= window.left) & (columns < window.right)
+        return np.where(inside, (rows - source.top) * source.width + (columns - source.left), -1).ravel()
 
 
 @dataclass(frozen=True, eq=False)

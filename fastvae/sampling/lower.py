@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from . import lower_linear, lower_maps, lower_unfold, lower_views  # noqa: F401  they register their operators
+from . import lower_attention, lower_linear, lower_maps, lower_strides, lower_unfold, lower_views  # noqa: F401  they register their operators
 from .lowering import Lowering
 from .trace import Trace, UnsupportedModelError
 

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from .axes import image_layout, is_feature
 from .graph import Box, Linear, Read, Value
+from .lower_strides import places
 from .lower_unfold import taps_of
 from .lowering import Lowering, arguments_of, handles
 
@@ -22,35 +23,44 @@ def _convolution(low: Lowering, node: fx.Node) -> Value:
     source, weight, bias, stride, padding, dilation, transposed, _, groups = arguments_of(node)
     value = low.spatial(node, source)
     weight, bias = low.require_fixed(node, weight), low.require_fixed(node, bias)
-    if len(low.shape(node)) != 4 or transposed or any(s != 1 for s in stride):
-        raise low.error(node, "is strided, transposed or not two-dimensional, which is not planned")
+    if len(low.shape(node)) != 4:
+        raise low.error(node, "is not two-dimensional, which is not planned")
     channels = low.shape(source)[1]
     if value.layout != image_layout(channels):
         raise low.error(node, "convolves something else than (N, C, H, W)")
-    out_channels, group_size, rows, columns = low.shape(weight)
-    row_offsets = [dilation[0] * u - padding[0] for u in range(rows)]
-    column_offsets = [dilation[1] * v - padding[1] for v in range(columns)]
+    rows, columns = low.shape(weight)[2:]
+    out_channels = low.shape(node)[1]
 
     def matrices(tensor: Tensor) -> Tensor:
-        """(C_out, C_in / groups, rows, columns) -> (rows * columns, C_in, C_out), zeros between groups."""
-        flat = tensor.flatten(2).permute(2, 1, 0)
+        """(C_out, C_in / groups, rows, columns) or, transposed, (C_in, C_out / groups, ...) -> (taps, C_in, C_out)."""
+        flat = tensor.flatten(2).permute(2, 0, 1) if transposed else tensor.flatten(2).permute(2, 1, 0)
         if groups == 1:
             return flat
         result = flat.new_zeros(rows * columns, channels, out_channels)
-        blocks = flat.unflatten(2, (groups, -1))
-        for group in range(groups):
-            width = out_channels // groups
-            result[:, group * group_size : (group + 1) * group_size, group * width : (group + 1) * width] = blocks[
-                :, :, group
-            ]
+        for inputs, outputs in zip(
+            torch.arange(channels).chunk(groups), torch.arange(out_channels).chunk(groups), strict=True
+        ):
+            block = flat[:, inputs] if transposed else flat[:, :, outputs]
+            result[:, inputs[:, None], outputs] = block  # zeros between groups
         return result
 
+    macs = rows * columns * channels // groups * out_channels
+    if transposed or any(s != 1 for s in stride):
+        box = Box(0, low.shape(node)[2], 0, low.shape(node)[3])
+        along = [
+            places(box_size, value.origin[axis], size, stride[axis], padding[axis], dilation[axis], transposed)
+            for axis, box_size, size in ((0, box.height, rows), (1, box.width, columns))
+        ]
+        reads = [Read(value, places=(above, left)) for above, left in product(*along)]
+        macs = macs // (stride[0] * stride[1]) if transposed else macs
+        return _linear(low, node, reads, weight, bias, matrices, box, macs, image_layout(out_channels))
     # the origin of the result is that of its input, so image pixel P reads P + dilation * tap - padding
     height, width = low.shape(node)[2:]
     (row, column) = value.origin
     box = Box(-row, height - row, -column, width - column)
+    row_offsets = [dilation[0] * u - padding[0] for u in range(rows)]
+    column_offsets = [dilation[1] * v - padding[1] for v in range(columns)]
     reads = [Read(value, offset) for offset in product(row_offsets, column_offsets)]
-    macs = rows * columns * group_size * out_channels
     return _linear(low, node, reads, weight, bias, matrices, box, macs, image_layout(out_channels))
 
 

@@ -7,7 +7,6 @@ from torch import Tensor, fx
 
 from .axes import Layout, feature_sizes, is_feature
 from .graph import Constant, Value
-from .lower_unfold import cut
 from .lowering import Lowering, arguments_of, handles
 
 __all__: list[str] = []
@@ -34,9 +33,7 @@ def _pointwise(low: Lowering, node: fx.Node) -> Value:
         by_node = dict(zip(sources, tensors, strict=True))
         return fx.map_arg((node.args, dict(node.kwargs)), lambda n: by_node[n])
 
-    result = low.map(node, operands, function, arguments)
-    cut(low, result.operator)  # type: ignore[arg-type]
-    return result
+    return low.map(node, operands, function, arguments)
 
 
 @handles(aten._to_copy.default)
@@ -51,6 +48,7 @@ def _cast(cells: Tensor, *, out: Tensor) -> Tensor:
 # operators over one or more dimensions: positions of the dimensions and of keepdim among the arguments
 _OVER_DIMS: dict[Any, tuple[int, int | None]] = {
     aten._softmax.default: (1, None),
+    aten._safe_softmax.default: (1, None),
     aten._log_softmax.default: (1, None),
     aten.cumsum.default: (1, None),
     aten.glu.default: (1, None),

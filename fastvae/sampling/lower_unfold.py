@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx
 
 from .axes import image_layout
-from .graph import Box, Constant, Map, Read, Value
-from .lowering import Lowering, arguments_of, handles
+from .graph import Box, Map, Read, Value
+from .lowering import Lowering, arguments_of, follows, handles
 
-__all__ = ["Unfolded", "cut", "taps_of"]
+__all__ = ["Unfolded", "taps_of"]
 
 aten = torch.ops.aten
 
@@ -73,34 +73,22 @@ def _col2im(low: Lowering, node: fx.Node) -> Value:
     return low.viewed(value, image_layout(low.shape(node)[1]), partial(torch.flatten, start_dim=2), node)
 
 
-def cut(low: Lowering, operator: Map) -> None:
-    """Note what is left of unfolded features after a pointwise operator, if all it does is to zero some of them."""
+@follows
+def _cut(low: Lowering, operator: Map) -> None:
+    """Note what is left of unfolded features if all that an operator does is to zero some of them."""
     reads = operator.reads
     table = low.unfolded.get(reads[0].value.operator) if len(reads) == 1 else None
-    constants = [operand for operand in operator.operands if isinstance(operand, Constant)]
-    nodes = [node for constant in constants for node in constant.nodes]
-    if table is None or not constants or any(low.trace.kinds[node] == "condition" for node in nodes):
+    if table is None or len(operator.operands) == 1:
         return
     value, box = reads[0].value, operator.box
     if reads[0].offset != (0, 0) or value.box != box or value.operator.box != box:
         return
-    pixels = box.height * box.width
-    shown = [value.view(tensor).reshape(-1, 1, *operator.features) for tensor in (table.index, table.alive)]
-    probe = torch.rand((pixels, 1, *operator.features), generator=torch.Generator().manual_seed(0)) + 1.0
-    tensors = []
-    for operand in operator.operands:
-        if isinstance(operand, Read):
-            tensors.append(probe.to(low.device, operand.value.sample.dtype))
-        else:
-            tensor = operand.compute(*(low.fixed[node] for node in operand.nodes))
-            grid = tensor[:, :, :1].expand(box.height, box.width, -1, *tensor.shape[3:]) if tensor.ndim else tensor
-            tensors.append(grid.reshape(pixels, *grid.shape[2:]) if tensor.ndim else tensor)
-    args, kwargs = operator.arguments(tensors)
-    result = operator.function(*args, **kwargs)
-    if result.shape != probe.shape or not ((result == 0) | (result == probe.to(result))).all():
-        return
-    low.unfolded[operator] = Unfolded(table.source, table.offsets, shown[0], shown[1] & (result != 0).cpu())
-    low.patterns.update((node, low.fixed[node].clone()) for node in nodes)
+    index, alive = (value.view(each).reshape(-1, 1, *operator.features) for each in (table.index, table.alive))
+    probe = torch.rand(alive.shape, generator=torch.Generator().manual_seed(0)) + 1.0
+    probe = probe.to(low.device, value.sample.dtype)
+    result = low.on_grid(operator, probe)
+    if result is not None and result.shape == probe.shape and bool(((result == 0) | (result == probe)).all()):
+        low.unfolded[operator] = Unfolded(table.source, table.offsets, index, alive & (result != 0).cpu())
 
 
 def taps_of(low: Lowering, value: Value) -> tuple[list[Read], Tensor] | None:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from .axes import Dim, Layout, feature_sizes, is_feature, regroup, simplify
 from .graph import Box, Constant, Value
+from .lower_strides import every
 from .lowering import Lowering, arguments_of, handles
 
 __all__: list[str] = []
@@ -86,7 +87,7 @@ def _slice(low: Lowering, node: fx.Node) -> Value:
     value = low.spatial(node, node.args[0])
     dim, start, end, step = _slice_arguments(low.shape(node.args[0]), *arguments_of(node)[1:])
     if step != 1:
-        raise low.error(node, "takes every second row, column or channel: strided nets are not planned")
+        return every(low, node, value, dim, start, step)
     return _cropped(low, node, value, dim, start, end)
 
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, fx
 
 from .axes import Dim, Layout, feature_sizes, image_layout, is_feature
-from .graph import Box, Constant, Map, Operator, Pixels, Read, Value, empty_cells
+from .graph import Box, Constant, Look, Map, Operator, Pixels, Read, Value, empty_cells
 from .trace import Trace, UnsupportedModelError, describe
 
-__all__ = ["Lowering", "arguments_of", "handles"]
+__all__ = ["Lowering", "arguments_of", "follows", "handles"]
 
 Handler = Callable[["Lowering", fx.Node], Any]
 _HANDLERS: dict[Any, Handler] = {}
+_FOLLOWERS: list[Callable[["Lowering", Map], None]] = []
 
 
 def arguments_of(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
@@ -32,6 +33,12 @@ def handles(*targets: Any) -> Callable[[Handler], Handler]:
     return register
 
 
+def follows(follower: Callable[["Lowering", Map], None]) -> Callable[["Lowering", Map], None]:
+    """Register a function that looks at every new function of single pixels."""
+    _FOLLOWERS.append(follower)
+    return follower
+
+
 class Lowering:
     """The state of a translation: what each traced node became."""
 
@@ -47,6 +54,8 @@ class Lowering:
         read = {source for node, kind in trace.kinds.items() if kind == "spatial" for source in node.all_input_nodes}
         self.fixed = trace.evaluate([node for node in fixed if node in read], live)
         self.unfolded: dict[Operator, Any] = {}  # by lower_unfold
+        self.scores: dict[Operator, tuple[Look, Tensor]] = {}  # by lower_attention, as is the next
+        self.mixed: set[Operator] = set()
         self.patterns: dict[fx.Node, Tensor] = {}  # masks that the plan is made for
 
     def translate(self, node: fx.Node) -> None:
@@ -55,7 +64,13 @@ class Lowering:
             handler = _HANDLERS["pointwise"]
         if handler is None:
             raise self.error(node, "is outside the vocabulary of planned sampling")
-        self.values[node] = handler(self, node)
+        self.values[node] = result = handler(self, node)
+        if isinstance(result, Value) and (result.operator in self.scores or result.operator in self.mixed):
+            return
+        for argument in node.all_input_nodes:
+            source = self.values.get(argument)
+            if isinstance(source, Value) and source.operator in self.scores:
+                self.scores[source.operator][0].seen[:] = True  # used in a way that is not followed
 
     def error(self, node: fx.Node, problem: str) -> UnsupportedModelError:
         return UnsupportedModelError(
@@ -82,6 +97,28 @@ class Lowering:
     def is_zero(self, argument: Any) -> bool:
         """Whether an argument is zero whatever the parameters are."""
         return self.trace.kinds.get(argument) == "literal" and not bool(self.fixed[argument].any())
+
+    def on_grid(self, operator: Map, shown: Tensor) -> Tensor | None:
+        """What an operator that reads one value makes of given numbers for all its pixels, (pixels, 1, *features).
+
+        None if it reads anything else but parameters. The plan then depends on these.
+        """
+        nodes = [node for operand in operator.operands if isinstance(operand, Constant) for node in operand.nodes]
+        if len(operator.reads) != 1 or any(self.trace.kinds[node] == "condition" for node in nodes):
+            return None
+        box = operator.box
+        tensors = []
+        for operand in operator.operands:
+            if isinstance(operand, Read):
+                tensors.append(shown)
+                continue
+            tensor = operand.compute(*(self.fixed[node] for node in operand.nodes))
+            if tensor.ndim:
+                tensor = tensor[:, :, :1].expand(box.height, box.width, 1, *tensor.shape[3:]).flatten(0, 1)
+            tensors.append(tensor)
+        args, kwargs = operator.arguments(tensors)
+        self.patterns.update((node, self.fixed[node].clone()) for node in nodes)
+        return operator.function(*args, **kwargs)
 
     # ---- making values
 
@@ -143,6 +180,8 @@ class Lowering:
         if spread is not None:
             operator.spread = spread
         self.operators.append(operator)
+        for follow in _FOLLOWERS:
+            follow(self, operator)
         return self.value_of(operator, layout, first.origin)
 
     def broadcast(self, node: fx.Node, operands: Sequence[Value], shape: tuple[int, ...]) -> Layout:

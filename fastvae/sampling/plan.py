@@ -177,6 +177,8 @@ class Plan:
 
     def _gathered(self, op: Operator) -> list[list[Read]]:
         """The reads of an operator that take a gather, those of one gather together."""
+        if not len(self.cells[op]):
+            return []
         if isinstance(op, Linear):
             return [] if not op.reads or (len(op.reads) == 1 and self.is_direct(op, op.reads[0])) else [op.reads]
         return [[read] for read in op.reads if not self.is_direct(op, read)]

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from .calls import call_into
 from .draw import Draw
-from .graph import Box, Constant, Linear, Map, Operator, Read
+from .graph import Box, Constant, Linear, Look, Map, Operator, Read
 from .plan import Cells, Plan
 from .request import Request
 
@@ -219,6 +219,8 @@ class Program:
                     tensor = tensor[start:end]
                 if op.expand:
                     tensor = tensor.expand(count, self.batch, *tensor.shape[2:])
+            elif isinstance(operand, Look):
+                tensor = self._seen(op, operand, start, end, calls).flatten(2).unflatten(2, align)
             elif self.plan.is_direct(op, operand):
                 tensor = self._shown(operand, start, end)
                 tensor = tensor.view(count, self.batch, *align)
@@ -245,6 +247,20 @@ class Program:
         if source[0].numel() == 1:  # single numbers: several times faster as a vector
             return partial(torch.index_select, source.view(-1), 0, index, out=out.view(-1))
         return partial(torch.index_select, source, 0, index, out=out.view(index.shape[0], *source.shape[1:]))
+
+    def _seen(self, reader: Operator, look: Look, start: int, end: int, calls: list[Call]) -> Tensor:
+        """The first pixels of a value in raster order, up to the last that pixels start..end-1 depend on."""
+        mine, source = self.plan.cells[reader], self.plan.cells[look.value.operator]
+        numbers = (mine.rows - mine.box.top) * mine.box.width + (mine.columns - mine.box.left)
+        seen = look.seen[numbers[start:end]].any(0)
+        count = max(1, int(np.flatnonzero(seen)[-1]) + 1 if seen.any() else 1)
+        places = np.where(look.numbers() < 0, 0, source.places.ravel()[look.numbers()])[:count]
+        shown = look.value.view(self._storage[look.value.operator])
+        if np.array_equal(places, np.arange(1, count + 1)):
+            return shown[1 : count + 1]
+        result = torch.empty((count, *shown.shape[1:]), dtype=shown.dtype, device=self.device)
+        calls.append(partial(torch.index_select, shown, 0, self._index(places), out=result))
+        return result
 
     def _slice(self, op: Operator, start: int, end: int) -> Tensor:
         storage = self._storage[op]

@@ -167,4 +167,9 @@ def _dependencies(operators: Sequence[Operator], reads: Reads, output: Read) -> 
 
 
 def _join(bits: NDArray[np.uint8], source: NDArray[np.uint8], mine: Ints, theirs: Ints) -> None:
-    bits[mine] |= source[theirs]
+    if len(mine) < 2 or (np.diff(mine) > 0).all():
+        bits[mine] |= source[theirs]
+        return
+    starts = np.flatnonzero(np.diff(mine, prepend=-1))  # attention: the pixels are sorted, each has many
+    for pixel, part in zip(mine[starts], np.split(theirs, starts[1:]), strict=True):
+        bits[pixel] |= np.bitwise_or.reduce(source[part], axis=0)

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.traceback import annotate, preserve_node_meta
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastvae.ops import backend
@@ -154,7 +155,14 @@ def trace_model(model: nn.Module, image: Tensor, condition: Tensor | None = None
             )
         return result
 
-    with torch.no_grad(), backend("reference"), _restored(model), _named_modules(model), preserve_node_meta():
+    with (
+        torch.no_grad(),
+        backend("reference"),
+        sdpa_kernel(SDPBackend.MATH),
+        _restored(model),
+        _named_modules(model),
+        preserve_node_meta(),
+    ):
         module = _trace(run, state, rest)
     graph = module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]

@@ -115,6 +115,37 @@ class Gated(nn.Module):
         return self.last(F.relu(horizontal))
 
 
+class CurrentRowGated(nn.Module):
+    """Two stacks as in the first gated PixelCNN: the vertical one includes its row and is shifted down at the link."""
+
+    def __init__(self, width: int = 4, layers: int = 3) -> None:
+        super().__init__()
+        sources = [1] + [width] * (layers - 1)
+        self.vertical = nn.ModuleList(nn.Conv2d(source, 2 * width, (2, 3), padding=(1, 1)) for source in sources)
+        self.horizontal = nn.ModuleList(
+            nn.Conv2d(source, 2 * width, (1, 2), padding=(0, 1 + (i == 0))) for i, source in enumerate(sources)
+        )
+        self.link = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 1) for _ in sources)
+        self.out = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in sources)
+        self.last = nn.Conv2d(width, 1, 1)
+
+    @staticmethod
+    def gate(h: Tensor) -> Tensor:
+        first, second = h.chunk(2, dim=1)
+        return first.tanh() * second.sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = x.shape[2:]
+        v = h = x
+        for index, (vertical, horizontal) in enumerate(zip(self.vertical, self.horizontal, strict=True)):
+            v = vertical(v)[:, :, :rows]
+            link = self.link[index](F.pad(v, (0, 0, 1, 0))[:, :, :-1])
+            new = self.out[index](self.gate(horizontal(h)[:, :, :, :columns] + link))
+            h = new if index == 0 else h + new
+            v = self.gate(v)
+        return self.last(F.relu(h))
+
+
 class ChannelsLast(nn.Module):
     """Layer norm and linear heads on (N, H, W, C); a slice assignment as the shift; positions as parameters."""
 
@@ -191,6 +222,7 @@ STYLES = {
     ),
     "shift and crop": lambda rows, columns: ShiftAndCrop(),
     "gated stacks": lambda rows, columns: Gated(),
+    "gated stacks, current row": lambda rows, columns: CurrentRowGated(),
     "channels last": lambda rows, columns: ChannelsLast(rows, columns),
     "batch norm": lambda rows, columns: BatchNormed().eval(),
     "dilated": lambda rows, columns: nn.Sequential(
