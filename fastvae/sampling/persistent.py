@@ -1,0 +1,101 @@
+"""Run a plan as one launch of a persistent kernel, where a kernel computes the net."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .draw import Bernoulli, Categorical, Draw, Gaussian
+from .patterns import MismatchError
+from .plain_stack import PlainNet, match_plain
+from .plan import Plan
+
+__all__ = ["Persistent", "match", "why_not_drawn"]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MOST_PARAMS = 256  # parameters of a pixel, channels and parameters up to a power of two
+
+
+def match(plan: Plan) -> PlainNet:
+    """The form of a net that a kernel computes.
+
+    Raises:
+        MismatchError: with the reason, if there is none.
+    """
+    reasons = []
+    for matcher in (match_plain,):
+        try:
+            net = matcher(plan)
+        except MismatchError as error:
+            reasons.append(str(error))
+            continue
+        _check_size(net)
+        return net
+    raise MismatchError("; ".join(reasons))
+
+
+def why_not_drawn(draw: Draw) -> str | None:
+    """Why the kernels cannot draw from this likelihood."""
+    if type(draw) not in (Bernoulli, Categorical, Gaussian):
+        return f"the kernels draw from Bernoulli, categorical and Gaussian likelihoods, not from {draw.name!r}"
+    return None
+
+
+class Persistent:
+    """A plan for one batch size, drawn by one launch.
+
+    Args:
+        net: what :func:`match` found.
+        batch: images drawn at once.
+        draw: the likelihood.
+        values: of all nodes that constants and weights need.
+    """
+
+    def __init__(self, net: PlainNet, batch: int, draw: Draw, values: dict[fx.Node, Tensor]) -> None:
+        self.net, self.batch, self.draw = net, batch, draw
+        self.refresh(values)
+
+    def refresh(self, values: dict[fx.Node, Tensor]) -> None:
+        """Take the present weights and condition."""
+        with torch.no_grad():
+            self._packed = self.net.pack(values, self.batch, self.draw)
+
+    def sample(self, uniform: Tensor | None = None, *, seed: int = 0, first_id: int = 0) -> None:
+        """Draw all images from ``uniform`` (B, C, H, W), or from the numbers at (seed, first_id + b)."""
+        from fastvae_kernels import persistent_launch as kernels
+
+        given = None if uniform is None else uniform.to(torch.float32).contiguous()
+        noise = kernels.Noise(seed, first_id, given)
+        self._images, self._log_prob = kernels.sample_plain(self._packed, geometry(self.net), self.batch, noise)
+
+    def images(self) -> Tensor:
+        """The values drawn, (B, C, H, W)."""
+        return self._images
+
+    def log_prob(self) -> Tensor:
+        """Nats of each image under the conditionals it was drawn from, (B,)."""
+        return self._log_prob.float()
+
+
+def geometry(net: PlainNet) -> Any:
+    """The schedule as the kernels take it."""
+    from fastvae_kernels.persistent_launch import Geometry
+
+    return Geometry(net.plan.pixels.features[0], net.plan.height, net.plan.width, net.skew)
+
+
+def _check_size(net: PlainNet) -> None:
+    from fastvae_kernels.persistent_config import MOST_CHANNELS, choose_config, why_too_large
+    from fastvae_kernels.persistent_launch import num_slots
+
+    dtype, channels = net.plan.pixels.dtype, net.channels
+    if dtype not in _DTYPES:
+        raise MismatchError(f"the kernels compute in {_DTYPES}, the net in {dtype}")
+    if channels > MOST_CHANNELS:
+        raise MismatchError(f"the kernels hold up to {MOST_CHANNELS} channels, the net has {channels}")
+    outputs = max(16, 1 << (net.last.width - 1).bit_length())
+    if outputs > _MOST_PARAMS:
+        raise MismatchError(f"the kernels hold up to {_MOST_PARAMS} parameters of a pixel, the net gives {outputs}")
+    reason = why_too_large(choose_config(net.kernel, dtype, channels), num_slots(geometry(net)))
+    if reason is not None:
+        raise MismatchError(reason)
