@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -17,12 +16,14 @@ __all__ = [
     "Offset",
     "affine",
     "image_box",
+    "moved",
     "operand",
     "operands",
     "packed_bias",
     "packed_matrices",
     "read_of",
     "require",
+    "residual_of",
     "wide",
 ]
 
@@ -80,11 +81,13 @@ class Layer:
     Attributes:
         op: the layer.
         added: constants, with the pixels of their readers.
+        shift: where the layer is read; its reader's constants are not shifted.
         taps: its live taps, offset -> key.
     """
 
     op: Linear
     added: list[tuple[Constant, Box]] = field(default_factory=list)
+    shift: Offset = (0, 0)
 
     @property
     def taps(self) -> dict[Offset, int]:
@@ -106,7 +109,8 @@ class Layer:
         return value.operator
 
     def one_source(self, plan: Plan, what: str) -> Operator:
-        """The operator that a 1x1 layer reads."""
+        """The operator that a 1x1 layer, read where it is, reads."""
+        require(self.shift == (0, 0), f"shifts {what}")
         require(set(self.taps) <= {(0, 0)}, f"has a convolution of several pixels where {what} is expected")
         source = self.source(plan)
         require(source is not None, f"{what} has no live weight")
@@ -114,8 +118,8 @@ class Layer:
         return source
 
     @classmethod
-    def of(cls, plan: Plan, op: Operator, what: str) -> "Layer":
-        """The layer whose result, with constants added to it, ``op`` is."""
+    def of(cls, plan: Plan, op: Operator, what: str, shift: Offset = (0, 0)) -> "Layer":
+        """The layer whose result, with constants added to it, ``op`` is, read at ``shift``."""
         added: list[tuple[Constant, Box]] = []
         while isinstance(op, Map) and op.function in _SUMS:
             pair = operands(op, _SUMS, "scales a sum")
@@ -123,11 +127,21 @@ class Layer:
             reads = [each for each in pair if isinstance(each, Read)]
             if len(constants) != 1 or len(reads) != 1:
                 break
+            require(shift == (0, 0), "shifts the sum of a layer and a condition")
             added.append((constants[0], op.box))
-            op = read_of(plan, reads[0])
+            (read,) = reads
+            shift, op = read.offset, read.value.operator
+            window = moved(image_box(plan), shift)
+            require(not read.value.views, "splits, joins or permutes channels")
+            require(read.value.box & window == window, "shifts a layer without its bias")
         require(isinstance(op, Linear), f"has {_name(op)} where {what} is expected")
         assert isinstance(op, Linear)
-        return cls(op, added)
+        return cls(op, added, shift)
+
+
+def moved(box: Box, offset: Offset) -> Box:
+    """The box that the pixels of ``box`` read at ``offset``."""
+    return Box(box.top + offset[0], box.bottom + offset[0], box.left + offset[1], box.right + offset[1])
 
 
 def residual_of(plan: Plan, op: Operator) -> tuple[Operator, Operator] | None:
@@ -213,7 +227,3 @@ def packed_bias(layer: Layer, values: Values, plan: Plan, batch: int, size: int)
 def _name(op: Operator) -> str:
     return str(op.node.target) if isinstance(op, Map) else type(op).__name__
 
-
-def steps_between(offsets: list[Offset], skew: int) -> "np.ndarray[Any, Any]":
-    """How many steps earlier what a tap reads is drawn."""
-    return np.array([-(column + skew * row) for row, column in offsets], dtype=np.int64)

@@ -6,28 +6,30 @@ import torch
 from torch import Tensor, fx
 
 from .draw import Bernoulli, Categorical, Draw, Gaussian
+from .gated_stack import GatedNet, match_gated
 from .patterns import MismatchError
 from .plain_stack import PlainNet, match_plain
 from .plan import Plan
 
 __all__ = ["Persistent", "match", "why_not_drawn"]
 
+Net = PlainNet | GatedNet
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_PARAMS = 256  # parameters of a pixel, channels and parameters up to a power of two
 
 
-def match(plan: Plan) -> PlainNet:
+def match(plan: Plan) -> Net:
     """The form of a net that a kernel computes.
 
     Raises:
         MismatchError: with the reason, if there is none.
     """
-    reasons = []
-    for matcher in (match_plain,):
+    reasons: list[str] = []
+    for matcher in (match_plain, match_gated):
         try:
             net = matcher(plan)
         except MismatchError as error:
-            reasons.append(str(error))
+            reasons.append(f"it {error}")
             continue
         _check_size(net)
         return net
@@ -51,7 +53,7 @@ class Persistent:
         values: of all nodes that constants and weights need.
     """
 
-    def __init__(self, net: PlainNet, batch: int, draw: Draw, values: dict[fx.Node, Tensor]) -> None:
+    def __init__(self, net: Net, batch: int, draw: Draw, values: dict[fx.Node, Tensor]) -> None:
         self.net, self.batch, self.draw = net, batch, draw
         self.refresh(values)
 
@@ -66,7 +68,8 @@ class Persistent:
 
         given = None if uniform is None else uniform.to(torch.float32).contiguous()
         noise = kernels.Noise(seed, first_id, given)
-        self._images, self._log_prob = kernels.sample_plain(self._packed, geometry(self.net), self.batch, noise)
+        run = kernels.sample_plain if isinstance(self.net, PlainNet) else kernels.sample_gated
+        self._images, self._log_prob = run(self._packed, geometry(self.net), self.batch, noise)
 
     def images(self) -> Tensor:
         """The values drawn, (B, C, H, W)."""
@@ -77,14 +80,14 @@ class Persistent:
         return self._log_prob.float()
 
 
-def geometry(net: PlainNet) -> Any:
+def geometry(net: Net) -> Any:
     """The schedule as the kernels take it."""
     from fastvae_kernels.persistent_launch import Geometry
 
     return Geometry(net.plan.pixels.features[0], net.plan.height, net.plan.width, net.skew)
 
 
-def _check_size(net: PlainNet) -> None:
+def _check_size(net: Net) -> None:
     from fastvae_kernels.persistent_config import MOST_CHANNELS, choose_config, why_too_large
     from fastvae_kernels.persistent_launch import num_slots
 

@@ -102,7 +102,7 @@ class PlainNet:
         return PlainStack(
             image_taps=image_taps,
             first=first,
-            taps=torch.tensor(offsets, dtype=torch.int32, device=device).view(-1, 2),
+            taps=pack_taps(offsets, device),
             masked=torch.stack(masked) if masked else torch.zeros(shape, dtype=dtype, device=device),
             before=stacked(befores) if befores else None,
             after=stacked(afters) if afters else None,
@@ -118,6 +118,11 @@ class PlainNet:
             scale=self.scale,
             shift=self.shift,
         )
+
+
+def pack_taps(offsets: list[Offset], device: torch.device) -> Tensor:
+    """(T + 3, 2) int32: the kernels look at up to three rows behind the last."""
+    return torch.tensor([*offsets, *[(0, 0)] * 3], dtype=torch.int32, device=device)
 
 
 def pack_first(layer: Layer, values: dict[fx.Node, Tensor], size: int) -> tuple[Tensor, Tensor]:
@@ -164,7 +169,7 @@ def stack_biases(biases: list[Tensor]) -> Tensor:
 def match_heads(plan: Plan) -> tuple[Layer, list[Layer], str, Operator]:
     """The last layer, the 1x1 layers between activations before it, the activation, and what the first of them reads.
 
-    Without a residual connection the operator is the last masked convolution, else a sum.
+    That is a sum where there is a residual connection, else the last layer of the stack.
     """
     output = plan.output
     require(not output.value.views and output.offset == (0, 0), "splits, joins or shifts the parameters")
@@ -180,10 +185,10 @@ def match_heads(plan: Plan) -> tuple[Layer, list[Layer], str, Operator]:
             layer = Layer.of(plan, source, "a 1x1 layer")
         except MismatchError:
             return last, heads, kind, source
-        if set(layer.taps) != {(0, 0)}:
+        if set(layer.taps) != {(0, 0)} or not _is_activation(before := layer.one_source(plan, "a 1x1 layer"), kind):
             return last, heads, kind, source
         heads.insert(0, layer)
-        source = _activated(plan, layer.one_source(plan, "a 1x1 layer"), kind)
+        source = _activated(plan, before, kind)
 
 
 def match_plain(plan: Plan) -> PlainNet:
@@ -205,6 +210,7 @@ def match_plain(plan: Plan) -> PlainNet:
             blocks.insert(0, block)
             continue
         layer = Layer.of(plan, state, "a masked convolution")
+        require(layer.shift == (0, 0), "shifts a layer")
         origin = layer.source(plan)
         require(origin is not None, "has a convolution without live taps")
         assert origin is not None

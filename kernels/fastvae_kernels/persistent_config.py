@@ -22,11 +22,15 @@ class Config:
 TABLE: dict[tuple[str, torch.dtype, int], Config] = {
     ("plain", torch.float32, 64): Config(16),
     ("plain", torch.float32, 128): Config(16, num_warps=8),
+    ("gated", torch.float32, 64): Config(16, num_warps=8),
+    ("gated", torch.float32, 128): Config(16, num_warps=8),
 }
 for _half in (torch.float16, torch.bfloat16):
     TABLE |= {
         ("plain", _half, 64): Config(32),
         ("plain", _half, 128): Config(32, num_warps=8),
+        ("gated", _half, 64): Config(16),
+        ("gated", _half, 128): Config(16, num_warps=8),
     }
 
 

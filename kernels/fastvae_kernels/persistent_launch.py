@@ -1,15 +1,17 @@
 """Launches of the persistent sampling kernels."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 
 from .masked_conv2d_launch import precision_of
-from .persistent_config import choose_config, images_per_program
+from .persistent_config import Config, choose_config, images_per_program
+from .persistent_gated import gated_kernel
 from .persistent_plain import plain_kernel
 
-__all__ = ["Geometry", "Noise", "PlainStack", "num_slots", "sample_plain"]
+__all__ = ["GatedStacks", "Geometry", "Noise", "PlainStack", "num_slots", "sample_gated", "sample_plain"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PlainStack:
     Attributes:
         image_taps: (R, 3) int32 rows, columns and channel of what the first layer reads; channel -1 for padding.
         first: (R, C).
-        taps: (T, 2) int32 rows and columns of what the later layers read, in an order that is the order of the sum.
+        taps: (T + 3, 2) int32 rows and columns of what the later layers read, in the order of the sum; then anything.
         masked: (L, T + 1, C in, C out), the pixel itself last.
         before, after: (L, C, C) or None.
         heads: (N, C, C).
@@ -80,6 +82,60 @@ class PlainStack:
     shift: float
 
 
+@dataclass(frozen=True)
+class GatedStacks:
+    """A gated PixelCNN of ``L`` layers, the first of which reads the image, then heads as in :class:`PlainStack`.
+
+    v = gate(vertical(v)), h = (h +) mix(gate(horizontal(h) + link(v))), gate(f, g) = tanh(f) sigmoid(g); the two of
+    a gate are side by side: 2 C columns.
+
+    Attributes:
+        image_taps, image_row_taps: (R, 3) int32 as in :class:`PlainStack`, of the first vertical and horizontal layer.
+        first, first_row: (R, 2 C).
+        taps, row_taps: (T + 3, 2) int32 of later layers, what earlier steps have computed; then anything.
+        vertical: (L, T + newest, C, 2 C), zero for the first layer; newest is 1 if ``newest`` is given, else 0.
+        horizontal: (L, T + 1 + links, C, 2 C): the taps, the pixel itself, the link, in two parts if it is not gated.
+        mix: (L, C, C).
+        heads, last, last_bias, draw, num_params, activation, scale, shift: as in :class:`PlainStack`.
+        gate_bias: (2 L, H * W or 1, B or 1, 2 C) float32: vertical, and horizontal with link, of each layer.
+        bias: (L + N, 1, 1, C) float32: mix, heads.
+        has_residual: whether a layer adds to its horizontal input.
+        link_rows: 1 if a pixel is linked to the vertical stack of the row above, 0 if to that of its own row.
+        link_gated: whether the link starts after the vertical gate.
+        lead, lead_step: layer l of the vertical stack is lead - l * lead_step steps ahead of the draw.
+        newest: columns from a pixel to what a vertical layer reads of the same step, None if it reads no such thing.
+        ring_length, row_ring_length: diagonals that vertical and horizontal layers look back, their own included.
+    """
+
+    image_taps: torch.Tensor
+    image_row_taps: torch.Tensor
+    first: torch.Tensor
+    first_row: torch.Tensor
+    taps: torch.Tensor
+    row_taps: torch.Tensor
+    vertical: torch.Tensor
+    horizontal: torch.Tensor
+    mix: torch.Tensor
+    heads: torch.Tensor
+    last: torch.Tensor
+    gate_bias: torch.Tensor
+    bias: torch.Tensor
+    last_bias: torch.Tensor
+    draw: str
+    num_params: int
+    activation: str
+    has_residual: bool
+    link_rows: int
+    link_gated: bool
+    lead: int
+    lead_step: int
+    newest: int | None
+    ring_length: int
+    row_ring_length: int
+    scale: float
+    shift: float
+
+
 def num_slots(geometry: Geometry) -> int:
     """A power of two that holds the pixels of any step."""
     return triton.next_power_of_2(min(geometry.height, triton.cdiv(geometry.width, geometry.skew)))
@@ -89,19 +145,9 @@ def sample_plain(
     net: PlainStack, geometry: Geometry, num_images: int, noise: Noise, images_per_tile: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw images (B, V, H, W) in the type of the weights, and their log-probabilities (B,) float64, in one launch."""
-    dtype, device, channels = net.first.dtype, net.first.device, net.first.shape[1]
-    config, slots = choose_config("plain", dtype, channels), num_slots(geometry)
-    images = images_per_tile or images_per_program(config, slots, num_images, _processors(device))
-    programs, layers = triton.cdiv(num_images, images), net.masked.shape[0]
-    shape = (num_images, geometry.num_values, geometry.height, geometry.width)
-    drawn = torch.empty(shape, dtype=dtype, device=device)
-    log_prob = torch.empty(num_images, dtype=torch.float64, device=device)
-    ring = torch.empty(programs, layers, net.ring_length, slots * images * channels, dtype=dtype, device=device)
-    plain_kernel[(programs,)](
-        image_ptr=drawn,
-        log_prob_ptr=log_prob,
-        noise_ptr=noise.given,
-        ring_ptr=ring,
+    layers = net.masked.shape[0]
+    tile = _Tile.of("plain", net, geometry, num_images, images_per_tile, layers * net.ring_length)
+    plain_kernel[(tile.programs,)](
         first_ptr=net.first,
         image_tap_ptr=net.image_taps,
         tap_ptr=net.taps,
@@ -112,37 +158,129 @@ def sample_plain(
         last_ptr=net.last,
         bias_ptr=net.bias,
         last_bias_ptr=net.last_bias,
-        num_images=num_images,
-        height=geometry.height,
-        width=geometry.width,
         num_layers=layers,
         num_heads=net.heads.shape[0],
-        num_taps=net.taps.shape[0],
-        skew=geometry.skew,
-        num_steps=geometry.num_steps,
+        num_taps=net.taps.shape[0] - 3,
         length=net.ring_length,
-        first_id=noise.first_id,
-        seed=_signed(noise.seed),
-        scale=net.scale,
-        shift=net.shift,
-        **_bias_strides(net.bias),
-        KIND=net.draw,
-        ACTIVATION=net.activation,
         HAS_RESIDUAL=net.has_residual,
-        NUM_VALUES=geometry.num_values,
-        NUM_PARAMS=net.num_params,
-        VALUES=net.last.shape[1] // triton.next_power_of_2(net.num_params),
-        PARAMS=triton.next_power_of_2(net.num_params),
         REDUCED=net.first.shape[0],
-        CHANNELS=channels,
-        SLOTS=slots,
-        IMAGES=images,
-        PRECISION=precision_of(dtype),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        enable_fp_fusion=True,
+        **_bias_strides(net.bias),
+        **tile.arguments(net, geometry, noise),
     )
-    return drawn, log_prob
+    return tile.images, tile.log_prob
+
+
+def sample_gated(
+    net: GatedStacks, geometry: Geometry, num_images: int, noise: Noise, images_per_tile: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`sample_plain`."""
+    layers = net.mix.shape[0]
+    diagonals = layers * (net.ring_length + net.row_ring_length)
+    tile = _Tile.of("gated", net, geometry, num_images, images_per_tile, diagonals)
+    gated_kernel[(tile.programs,)](
+        first_ptr=net.first,
+        first_row_ptr=net.first_row,
+        image_tap_ptr=net.image_taps,
+        image_row_tap_ptr=net.image_row_taps,
+        tap_ptr=net.taps,
+        row_tap_ptr=net.row_taps,
+        weight_ptr=net.vertical,
+        row_weight_ptr=net.horizontal,
+        mix_ptr=net.mix,
+        head_ptr=net.heads,
+        last_ptr=net.last,
+        gate_bias_ptr=net.gate_bias,
+        bias_ptr=net.bias,
+        last_bias_ptr=net.last_bias,
+        num_layers=layers,
+        num_heads=net.heads.shape[0],
+        num_taps=net.taps.shape[0] - 3,
+        num_row_taps=net.row_taps.shape[0] - 3,
+        length=net.ring_length,
+        row_length=net.row_ring_length,
+        lead=net.lead,
+        lead_step=net.lead_step,
+        newest=net.newest or 0,
+        HAS_RESIDUAL=net.has_residual,
+        NUM_NEWEST=int(net.newest is not None),
+        LINK_ROWS=net.link_rows,
+        LINK_GATED=net.link_gated,
+        REDUCED=net.first.shape[0],
+        REDUCED_ROW=net.first_row.shape[0],
+        **_bias_strides(net.gate_bias),
+        **tile.arguments(net, geometry, noise),
+    )
+    return tile.images, tile.log_prob
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What a launch allocates, and how it is cut."""
+
+    images: torch.Tensor  # (B, V, H, W)
+    log_prob: torch.Tensor  # (B,)
+    ring: torch.Tensor
+    programs: int
+    slots: int
+    per_program: int
+    config: Config
+
+    @classmethod
+    def of(
+        cls,
+        kernel: str,
+        net: PlainStack | GatedStacks,
+        geometry: Geometry,
+        num_images: int,
+        per_program: int | None,
+        diagonals: int,
+    ) -> "_Tile":
+        dtype, device, channels = net.heads.dtype, net.heads.device, net.heads.shape[-1]
+        config, slots = choose_config(kernel, dtype, channels), num_slots(geometry)
+        per_program = per_program or images_per_program(config, slots, num_images, _processors(device))
+        programs = triton.cdiv(num_images, per_program)
+        shape = (num_images, geometry.num_values, geometry.height, geometry.width)
+        return cls(
+            images=torch.empty(shape, dtype=dtype, device=device),
+            log_prob=torch.empty(num_images, dtype=torch.float64, device=device),
+            ring=torch.empty(programs, diagonals * slots * per_program * channels, dtype=dtype, device=device),
+            programs=programs,
+            slots=slots,
+            per_program=per_program,
+            config=config,
+        )
+
+    def arguments(self, net: PlainStack | GatedStacks, geometry: Geometry, noise: Noise) -> dict[str, Any]:
+        """What both kernels take."""
+        params = triton.next_power_of_2(net.num_params)
+        return {
+            "image_ptr": self.images,
+            "log_prob_ptr": self.log_prob,
+            "noise_ptr": noise.given,
+            "ring_ptr": self.ring,
+            "num_images": self.images.shape[0],
+            "height": geometry.height,
+            "width": geometry.width,
+            "skew": geometry.skew,
+            "num_steps": geometry.num_steps,
+            "first_id": noise.first_id,
+            "seed": _signed(noise.seed),
+            "scale": net.scale,
+            "shift": net.shift,
+            "KIND": net.draw,
+            "ACTIVATION": net.activation,
+            "NUM_VALUES": geometry.num_values,
+            "NUM_PARAMS": net.num_params,
+            "VALUES": net.last.shape[1] // params,
+            "PARAMS": params,
+            "CHANNELS": net.last.shape[0],
+            "SLOTS": self.slots,
+            "IMAGES": self.per_program,
+            "PRECISION": precision_of(self.images.dtype),
+            "num_warps": self.config.num_warps,
+            "num_stages": self.config.num_stages,
+            "enable_fp_fusion": True,
+        }
 
 
 def _bias_strides(bias: torch.Tensor) -> dict[str, int | bool]:

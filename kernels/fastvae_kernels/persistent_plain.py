@@ -3,7 +3,15 @@
 import triton
 import triton.language as tl
 
-from .sampling_tile import activate, add_taps, diagonal, draw, image_taps, parameters, ring_cells, uniform
+from .sampling_draw import draw_pixels, store_log_prob
+from .sampling_tile import (
+    activate,
+    add_taps,
+    diagonal,
+    image_taps,
+    parameters,
+    ring_cells,
+)
 
 __all__ = ["plain_kernel"]
 
@@ -17,7 +25,7 @@ def plain_kernel(
     ring_ptr,  # (programs, layers, length, SLOTS, IMAGES, CHANNELS): scratch
     first_ptr,  # (REDUCED, CHANNELS)
     image_tap_ptr,  # (REDUCED, 3): rows, columns and channel of what the first layer reads; channel -1: nothing
-    tap_ptr,  # (num_taps, 2): rows and columns of what the later layers read, apart from the pixel itself
+    tap_ptr,  # (num_taps + 3, 2): rows and columns of what the later layers read of earlier steps; then anything
     weight_ptr,  # (layers, num_taps + 1, CHANNELS in, CHANNELS out), the pixel itself last
     before_ptr,  # (layers, CHANNELS, CHANNELS) or None
     after_ptr,  # (layers, CHANNELS, CHANNELS) or None
@@ -67,7 +75,6 @@ def plain_kernel(
     ring_ptr += tl.program_id(0).to(tl.int64) * num_layers * length * (ROWS * CHANNELS)
     channel = tl.arange(0, CHANNELS)
     square = channel[:, None] * CHANNELS + channel[None, :]
-    value = tl.arange(0, VALUES)
     element = tl.arange(0, VALUES * PARAMS)
     k = tl.arange(0, REDUCED)
     dtype = ring_ptr.dtype.element_ty
@@ -102,11 +109,9 @@ def plain_kernel(
             )
             weights = weight_ptr + layer * (num_taps + 1) * SQUARE
             u = add_taps(
-                u, cache, weights, SQUARE, tap_ptr, num_taps, step, y, x, is_live, 0, own,
-                height, width, skew, length, SLOTS, IMAGES, CHANNELS, PRECISION,
+                u, cache, weights, tap_ptr, 0, num_taps, a, a, a, step, y, x, is_live, 0, own,
+                height, width, skew, length, 1, SLOTS, IMAGES, CHANNELS, CHANNELS, PRECISION,
             )  # fmt: skip
-            w = tl.load(weights + num_taps * SQUARE + square)
-            u = tl.dot(a, w, u, input_precision=PRECISION)
             if after_ptr is not None:
                 a = activate(u, ACTIVATION).to(dtype)
                 u = parameters(
@@ -126,17 +131,9 @@ def plain_kernel(
         a = activate(h, ACTIVATION).to(dtype)
         w = tl.load(last_ptr + channel[:, None] * (VALUES * PARAMS) + element[None, :])
         params = tl.dot(a, w, input_precision=PRECISION) + tl.load(last_bias_ptr + element)[None, :]
-        params = tl.reshape(params, [ROWS, VALUES, PARAMS])
-        is_value = is_live[:, None] & (value < NUM_VALUES)[None, :]
-        places = (image[:, None] * NUM_VALUES + value[None, :]) * (height * width) + pixel[:, None]
-        if noise_ptr is not None:
-            u = tl.load(noise_ptr + places, mask=is_value, other=0.5)
-        else:
-            u = uniform(seed, image + first_id, pixel, value)
-        drawn, here = draw(params, u, KIND, NUM_PARAMS, PARAMS)
-        tl.store(image_ptr + places, drawn.to(image_ptr.dtype.element_ty), mask=is_value)
-        nats += tl.sum(tl.where(is_value, here, 0.0), axis=1).to(tl.float64)
+        nats += draw_pixels(
+            params, image_ptr, noise_ptr, seed, first_id, image, pixel, is_live, height * width,
+            KIND, NUM_VALUES, NUM_PARAMS, VALUES, PARAMS, ROWS,
+        )  # fmt: skip
         tl.debug_barrier()  # what this step stored, the next ones load, perhaps by other threads
-    total = tl.sum(tl.reshape(nats, [SLOTS, IMAGES]), axis=0)
-    image = tl.program_id(0).to(tl.int64) * IMAGES + tl.arange(0, IMAGES)
-    tl.store(log_prob_ptr + image, total, mask=image < num_images)
+    store_log_prob(log_prob_ptr, nats, num_images, SLOTS, IMAGES)

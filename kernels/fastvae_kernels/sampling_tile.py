@@ -1,11 +1,9 @@
-"""What the persistent sampling kernels share: where a tile of the wavefront is, its taps, and its draws."""
+"""What the persistent sampling kernels share: where a tile of the wavefront is, and what it reads."""
 
 import triton
 import triton.language as tl
 
-from .likelihood_terms import softplus
-
-__all__ = ["activate", "add_taps", "diagonal", "draw", "gate", "image_taps", "parameters", "ring_cells", "uniform"]
+__all__ = ["activate", "add_taps", "diagonal", "image_taps", "parameters", "ring_cells"]
 
 # A tile has SLOTS x IMAGES rows; row = slot * IMAGES + image. Pixel (y, x) has time x + skew * y, and a diagonal is all
 # pixels of one time; pixel row y sits at slot y % SLOTS, so that equal pixel rows share a slot on every diagonal.
@@ -28,13 +26,16 @@ def ring_cells(time, y, slot_shift, image, length, SLOTS: tl.constexpr, IMAGES: 
 
 @triton.jit
 def add_taps(
-    acc,  # (M, CHANNELS) float32
+    acc,  # (M, OUT) float32
     ring_ptr,
-    weight_ptr,  # (taps, CHANNELS in, CHANNELS out); the distance between taps is weight_step
-    weight_step,
-    tap_ptr,  # (taps, 2): rows and columns from the reader to what it reads
+    weight_ptr,  # (num_taps + NUM_OWN, CHANNELS, OUT)
+    tap_ptr,  # (num_taps + NUM_OWN, 2): rows and columns from the reader to what it reads
+    start,  # the first tap to add
     num_taps,
-    time,  # of the reader, less than that of what it reads by no more than the ring holds
+    own,  # (M, CHANNELS) each: what was computed in this step, the factors of the last NUM_OWN weights
+    other,
+    third,
+    time,  # of the reader
     y,
     x,
     is_live,
@@ -44,22 +45,33 @@ def add_taps(
     width,
     skew,
     length,
+    NUM_OWN: tl.constexpr,
     SLOTS: tl.constexpr,
     IMAGES: tl.constexpr,
     CHANNELS: tl.constexpr,
+    OUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add the products of the taps that earlier steps have left in the ring."""
+    """Add the products of the taps that earlier steps have left in the ring, then those of this step.
+
+    All in one loop, so that the weights of the next tap are on their way during a product.
+    """
     channel = tl.arange(0, CHANNELS)
-    square = channel[:, None] * CHANNELS + channel[None, :]
-    for tap in range(0, num_taps):
+    matrix = channel[:, None] * OUT + tl.arange(0, OUT)[None, :]
+    for tap in range(start, num_taps + NUM_OWN):
         down = tl.load(tap_ptr + 2 * tap)
         right = tl.load(tap_ptr + 2 * tap + 1)
-        inside = is_live & (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
+        inside = is_live & (x * 0 + tap < num_taps) & (y + down >= 0) & (y + down < height)
+        inside = inside & (x + right >= 0) & (x + right < width)
         then = time + right + skew * down
         cells = ring_cells(then, y + down, slot_shift, image, length, SLOTS, IMAGES, CHANNELS)
         a = tl.load(ring_ptr + cells[:, None] + channel[None, :], mask=inside[:, None], other=0.0)
-        w = tl.load(weight_ptr + tap * weight_step + square)
+        a = tl.where(tap == num_taps, own, a)
+        if NUM_OWN > 1:
+            a = tl.where(tap == num_taps + 1, other, a)
+        if NUM_OWN > 2:
+            a = tl.where(tap == num_taps + 2, third, a)
+        w = tl.load(weight_ptr + tap * (CHANNELS * OUT) + matrix)
         acc = tl.dot(a, w, acc, input_precision=PRECISION)
     return acc
 
@@ -124,67 +136,3 @@ def activate(a, KIND: tl.constexpr):
     if KIND == "tanh":
         a = 2.0 * tl.sigmoid(2.0 * a) - 1.0
     return a
-
-
-@triton.jit
-def gate(f, g):
-    return (2.0 * tl.sigmoid(2.0 * f) - 1.0) * tl.sigmoid(g)
-
-
-@triton.jit
-def uniform(seed, number, pixel, value):
-    """The number in (0, 1) at (seed, number of the image, pixel, channel): ``fastvae.ops.uniform`` in float32."""
-    zero = (number[:, None] + value[None, :]) * 0  # (M, N)
-    block = (zero + (value // 4)[None, :]).to(tl.uint32)
-    row = (zero + pixel[:, None]).to(tl.uint32)
-    own = (zero + number[:, None]).to(tl.uint32)
-    first, second, third, fourth = tl.philox(seed, block, row, own, zero.to(tl.uint32))
-    lane = zero + (value % 4)[None, :]
-    bits = tl.where(lane == 0, first, tl.where(lane == 1, second, tl.where(lane == 2, third, fourth)))
-    # in float64, so that it is rounded once
-    wide = (bits.to(tl.float64) + 0.5) * 2.3283064365386963e-10  # 2^-32
-    return tl.minimum(wide.to(tl.float32), 0.999999940395355)  # 1 - 2^-24
-
-
-@triton.jit
-def normal_quantile(u):
-    """Wichura's rational functions of float32 accuracy: algorithm AS 241, PPND7 (1988)."""
-    q = u - 0.5
-    r = 0.180625 - q * q
-    near = q * (((59.109374720 * r + 159.29113202) * r + 50.434271938) * r + 3.3871327179)
-    near = near / (((67.187563600 * r + 78.757757664) * r + 17.895169469) * r + 1.0)
-    r = tl.sqrt(-tl.log(tl.where(q < 0.0, u, 1.0 - u)))
-    middle = r - 1.6
-    far = ((0.17023821103 * middle + 1.3067284816) * middle + 2.7568153900) * middle + 1.4234372777
-    far = far / ((0.12021132975 * middle + 0.73700164250) * middle + 1.0)
-    tail = r - 5.0
-    last = ((0.017337203997 * tail + 0.42868294337) * tail + 3.0812263860) * tail + 6.6579051150
-    last = last / ((0.012258202635 * tail + 0.24197894225) * tail + 1.0)
-    far = tl.where(r <= 5.0, far, last)
-    return tl.where(tl.abs(q) <= 0.425, near, tl.where(q < 0.0, -far, far))
-
-
-@triton.jit
-def draw(params, u, KIND: tl.constexpr, NUM_PARAMS: tl.constexpr, PARAMS: tl.constexpr):
-    """Values and their log-probabilities, (M, V) each, from parameters (M, V, PARAMS >= NUM_PARAMS) and u (M, V)."""
-    number = tl.arange(0, PARAMS)[None, None, :]
-    first = tl.sum(tl.where(number == 0, params, 0.0), axis=2)
-    if KIND == "bernoulli":
-        x = tl.where(tl.log(u) - tl.log(1.0 - u) < first, 1.0, 0.0)
-        nats = -softplus(tl.where(x > 0.0, -first, first))
-    elif KIND == "categorical":
-        logits = tl.where(number < NUM_PARAMS, params, float("-inf"))
-        shifted = logits - tl.max(logits, axis=2)[:, :, None]
-        weights = tl.exp(shifted)
-        total = tl.sum(weights, axis=2)
-        below = tl.cumsum(weights, axis=2) <= u[:, :, None] * total[:, :, None]
-        # the last level needs no bound
-        level = tl.sum((below & (number < NUM_PARAMS - 1)).to(tl.int32), axis=2)
-        nats = tl.sum(tl.where(number == level[:, :, None], shifted, 0.0), axis=2) - tl.log(total)
-        x = level.to(tl.float32)
-    else:
-        log_scale = tl.sum(tl.where(number == 1, params, 0.0), axis=2)
-        z = normal_quantile(u)
-        x = first + tl.exp(log_scale) * z
-        nats = -0.5 * z * z - log_scale - 0.9189385332046727  # log(2 pi) / 2
-    return x, nats
