@@ -1,6 +1,7 @@
 """Plan: which pixels of which operator are computed at which step, derived from offsets alone."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Plan:
     @property
     def num_steps(self) -> int:
         """Serial steps for an image; naive sampling takes height * width."""
-        return self.width + self.skew * (self.height - 1)
+        return len(self.bounds[self.pixels])
 
     @property
     def most_pixels(self) -> int:
@@ -88,6 +89,26 @@ class Plan:
     def cache_bytes(self) -> int:
         """Bytes kept for one image."""
         return sum((len(self.cells[op]) + 1) * int(np.prod(op.features)) * op.dtype.itemsize for op in self.cached)
+
+    def only(self, steps: Sequence[int]) -> "Plan":
+        """The same schedule for images in which all pixels of the other steps are known.
+
+        What those steps compute is computed with the next one that draws: before the first of them that is one
+        parallel pass over all that is known, and after the last one nothing.
+        """
+        return replace(self, bounds={op: bounds[list(steps)] for op, bounds in self.bounds.items()})
+
+    def steps_for(self, unknown: NDArray[np.bool_]) -> tuple[int, ...]:
+        """The steps that draw any of the pixels (H, W) that are not known."""
+        cells = self.cells[self.pixels]
+        drawn = np.flatnonzero(unknown[cells.rows, cells.columns])
+        steps = np.searchsorted(self.bounds[self.pixels], drawn, side="right")
+        return tuple(int(step) for step in np.unique(steps))
+
+    def rows_done(self) -> NDArray[np.int64]:
+        """How many rows of the image, from the first on, are complete after each step."""
+        last = np.maximum.accumulate(self.cells[self.pixels].places.max(1))  # of each row, or of one above
+        return np.searchsorted(last, self.bounds[self.pixels], side="right")
 
     def is_direct(self, reader: Operator, read: Read) -> bool:
         """Whether a read takes the same cells in the same order: a slice instead of a gather."""

@@ -37,16 +37,17 @@ def refuse_leaks(
             parameters depend on the pixel itself.
     """
     channels, height, width = event_shape
+    groups = draw.groups(channels)
     condition = _some_condition(condition_shape)
     first, second = _two_images(model, draw, event_shape, condition)
-    base = _params(model, first.expand(2, -1, -1, -1), channels, condition)[:1]  # (1, H, W, C, P)
-    again = _params(model, first.expand(2, -1, -1, -1), channels, condition)[:1]
+    base = _params(model, first.expand(2, -1, -1, -1), groups, condition)[:1]  # (1, H, W, C, P)
+    again = _params(model, first.expand(2, -1, -1, -1), groups, condition)[:1]
     if _changed(again, base, first).any():
         raise NotAutoregressiveError(
             "the model gives other parameters for the same image when it runs again: it draws random numbers or keeps "
             "a state; call model.eval() if this is dropout"
         )
-    if _changed(_params(model, torch.cat([first, second]), channels, condition)[:1], base, first).any():
+    if _changed(_params(model, torch.cat([first, second]), groups, condition)[:1], base, first).any():
         raise NotAutoregressiveError(
             "the parameters of an image depend on the other images of the batch; normalise over channels instead"
         )
@@ -54,7 +55,7 @@ def refuse_leaks(
     for start in pixels.split(_PART):
         later = (pixels >= start[:, None]).view(-1, 1, height, width)  # (B, 1, H, W): what is changed
         images = torch.where(later, second, first)
-        changed = _changed(_params(model, images, channels, condition), base, first).flatten(1, 2).any(2)  # (B, H * W)
+        changed = _changed(_params(model, images, groups, condition), base, first).flatten(1, 2).any(2)  # (B, H * W)
         # rows in which a pixel before `start` moves: it depends on one that comes later
         leaks = (changed & (pixels < start[:, None])).nonzero()
         if len(leaks):
@@ -91,6 +92,8 @@ def refuse_ordered_channels(
         NotAutoregressiveError: if some do, but never in a circle: the model orders the channels of a pixel.
     """
     channels, height, width = event_shape
+    if draw.joint:
+        return  # the parameters of a pixel are those of all its channels: there is no order to find
     row, column = (height // 2, width // 2) if pixel is None else divmod(pixel, width)
     condition = _some_condition(condition_shape)
     first, second = _two_images(model, draw, event_shape, condition)
@@ -118,9 +121,9 @@ def _two_images(
         first, second = torch.randn((2, *shape), generator=generator)
     else:
         zeros = torch.zeros(shape, dtype=some.dtype, device=some.device)
-        params = _params(model, zeros, event_shape[0], condition)
+        params = _params(model, zeros, draw.groups(event_shape[0]), condition)
         # halves of (0, 1), so that g gives other values: (1, H, W, C) each
-        low = torch.rand(params.shape[:-1], generator=generator).clamp(min=1e-3).to(some) / 2.0
+        low = torch.rand((1, *event_shape[1:], event_shape[0]), generator=generator).clamp(min=1e-3).to(some) / 2.0
         first, second = (draw.sample(draw.prepare(u), params).movedim(-1, 1) for u in (low, low + 0.499))
     return first.to(some), second.to(some)
 
@@ -130,13 +133,13 @@ def _some_condition(shape: tuple[int, ...] | None) -> Tensor | None:
     return None if shape is None else torch.rand((1, *shape), generator=torch.Generator().manual_seed(0))
 
 
-def _params(model: nn.Module, images: Tensor, channels: int, condition: Tensor | None) -> Tensor:
+def _params(model: nn.Module, images: Tensor, groups: int, condition: Tensor | None) -> Tensor:
     """The parameters (B, H, W, C, P) of images that share one condition."""
     with torch.no_grad():
         if condition is None:
-            return split_params(model(images), channels)
+            return split_params(model(images), groups)
         shared = condition.to(images).expand(len(images), *condition.shape[1:])
-        return split_params(model(images, shared), channels)
+        return split_params(model(images, shared), groups)
 
 
 def _changed(params: Tensor, base: Tensor, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from .calls import call_into
 from .draw import Draw
 from .graph import Box, Constant, Linear, Map, Operator, Read
 from .plan import Cells, Plan
+from .request import Request
 
 __all__ = ["Program"]
 
@@ -44,6 +45,7 @@ class Program:
         self._scratch: dict[torch.dtype, Tensor] = {}
         self._updates: list[tuple[Tensor, Callable[[dict[fx.Node, Tensor]], Tensor]]] = []
         self._constants: dict[tuple[Operator, int], Tensor] = {}
+        self._known: Tensor | None = None
         self._weights: dict[Operator, tuple[Tensor | None, Tensor | None]] = {}
         for op in plan.operators:
             self._hold(op)
@@ -63,21 +65,28 @@ class Program:
             for held, compute in self._updates:
                 held.copy_(compute(values))
 
-    def sample(self, uniform: Tensor) -> None:
-        """Draw all images: ``uniform`` (B, C, H, W)."""
-        cells = self.plan.cells[self.plan.pixels]
-        rows, columns = self._index(cells.rows), self._index(cells.columns)
+    def sample(self, request: Request, on_rows: Callable[[int, Tensor], None] | None = None) -> None:
+        """Draw all images; ``on_rows`` is called with (first row, values (B, C, rows, W)) when rows are finished."""
+        self._known = None if request.known is None else self._as_cells(request.known)
+        rows_done = self.plan.rows_done() if on_rows is not None else None
+        sent = 0
         with torch.inference_mode(), _one_thread(self._small):
-            self._noise.copy_(self.draw.prepare(uniform[:, :, rows, columns]).permute(2, 0, 1))
-            for calls, draw, _ in self._steps:
+            self._noise.copy_(request.draw.prepare(self._as_cells(request.uniform)))
+            if request.values is not None:
+                self._storage[self.plan.pixels][1:] = self._as_cells(request.values)
+            draws = self._draws(request.draw)
+            for step, (calls, _, _) in enumerate(self._steps):
                 for call in calls:
                     call()
-                draw()
+                draws[step]()
+                if on_rows is not None and rows_done is not None and rows_done[step] > sent:
+                    sent = self._send(on_rows, sent, int(rows_done[step]))
+            if on_rows is not None and sent < self.plan.height:
+                self._send(on_rows, sent, self.plan.height)  # known ones
 
     def decode(self, images: Tensor) -> None:
         """Walk the same steps with given images (B, C, H, W) in place of the draws."""
-        cells = self.plan.cells[self.plan.pixels]
-        given = images[:, :, self._index(cells.rows), self._index(cells.columns)].permute(2, 0, 1)
+        given = self._as_cells(images)
         with torch.inference_mode(), _one_thread(self._small):
             for calls, _, (start, end) in self._steps:
                 for call in calls:
@@ -95,9 +104,14 @@ class Program:
         return self._as_images(self.plan.output.value.view(self._storage[self.plan.output.value.operator]))
 
     def log_prob(self) -> Tensor | None:
-        """Nats of each image under the conditionals it was drawn from, (B,)."""
-        nats = self.draw.log_prob(self._storage[self.plan.pixels][1:], self._params(0, None))
-        return None if nats is None else nats.double().sum((0, 2)).to(nats.dtype)
+        """Nats of the values that were drawn, (B,), each under its conditional."""
+        end = int(self.plan.bounds[self.plan.pixels][-1])  # what comes after is known
+        nats = self.draw.log_prob(self._storage[self.plan.pixels][1 : 1 + end], self._params(0, end))
+        if nats is None:
+            return None
+        if self._known is not None:
+            nats = nats.masked_fill(self._known[:end], 0.0)
+        return nats.double().sum((0, 2)).to(nats.dtype)
 
     # ---- memory
 
@@ -155,8 +169,21 @@ class Program:
         start, end = self._range(self.plan.pixels, step)
         if self._gathered is not None:
             calls.append(self._gather(self.plan.pixels, [self.plan.output], start, end, self._gathered[start:end]))
+        return calls, self._draw(self.draw, start, end), (start, end)
+
+    def _draws(self, draw: Draw) -> list[Call]:
+        """The draws of the steps: for this run, if it has known pixels or another temperature than the program."""
+        if draw is self.draw and self._known is None:
+            return [call for _, call, _ in self._steps]
+        return [self._draw(draw, start, end) for _, _, (start, end) in self._steps]
+
+    def _draw(self, draw: Draw, start: int, end: int) -> Call:
         image = self._storage[self.plan.pixels][1 + start : 1 + end]
-        return calls, self.draw.into(self._noise[start:end], self._params(start, end), image), (start, end)
+        noise, params = self._noise[start:end], self._params(start, end)
+        if self._known is None:
+            return draw.into(noise, params, image)
+        known = self._known[start:end]
+        return lambda: image.copy_(draw.complete(noise, params, known, image))
 
     def _range(self, op: Operator, step: int) -> tuple[int, int]:
         bounds = self.plan.bounds[op]
@@ -227,20 +254,28 @@ class Program:
     def _shown(self, read: Read, start: int, end: int) -> Tensor:
         return read.value.view(self._slice(read.value.operator, start, end))
 
-    def _params(self, start: int, end: int | None) -> Tensor:
+    def _params(self, start: int, end: int) -> Tensor:
         """(pixels, batch, C, P)."""
         channels = self.plan.pixels.features[0]
-        if self._gathered is not None:
-            params = self._gathered[start:end]
-        else:
-            end = len(self.plan.cells[self.plan.pixels]) if end is None else end
-            params = self._shown(self.plan.output, start, end)
-        return params.unflatten(2, (channels, -1))
+        gathered = self._gathered
+        params = self._shown(self.plan.output, start, end) if gathered is None else gathered[start:end]
+        return params.unflatten(2, (self.draw.groups(channels), -1))
 
-    def _as_images(self, storage: Tensor) -> Tensor:
-        places = self._index(self.plan.cells[self.plan.pixels].places.ravel())
-        cells = storage.index_select(0, places).unflatten(0, (self.plan.height, self.plan.width))
+    def _as_cells(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (pixels, batch, C)."""
+        cells = self.plan.cells[self.plan.pixels]
+        return images[:, :, self._index(cells.rows), self._index(cells.columns)].permute(2, 0, 1)
+
+    def _as_images(self, storage: Tensor, first: int = 0, end: int | None = None) -> Tensor:
+        """(1 + pixels, batch, C) -> (B, C, H, W), or rows first..end-1 alone."""
+        places = self._index(self.plan.cells[self.plan.pixels].places[first:end].ravel())
+        cells = storage.index_select(0, places).unflatten(0, (-1, self.plan.width))
         return cells.permute(2, 3, 0, 1).contiguous()
+
+    def _send(self, on_rows: Callable[[int, Tensor], None], first: int, end: int) -> int:
+        with torch.inference_mode(False):  # what is handed out is an ordinary tensor
+            on_rows(first, self._as_images(self._storage[self.plan.pixels], first, end))
+        return end
 
 
 def _joined(cells: Tensor) -> Tensor:

@@ -33,7 +33,10 @@ def test_exact_samples_are_certified() -> None:
     certificate = compile_sampler(sharp(), (1, 9, 9), "bernoulli")(16, verify=True).certificate
     assert certificate.ok
     assert (certificate.mismatches, certificate.unexplained) == (0, 0)
-    assert str(certificate) == "exact: all 1296 values equal g(u, f(x))"
+    first, second = str(certificate).splitlines()
+    assert first == "exact: all 1296 values equal g(u, f(x))"
+    assert second == f"  margin: {certificate.margin:.1e} at least; 0 within 1e-09"
+    assert 1e-9 < certificate.margin < 1e-2  # of so many numbers one comes near
 
 
 def test_no_certificate_unless_asked() -> None:
@@ -59,7 +62,7 @@ def test_a_skew_that_is_one_too_small_is_caught(monkeypatch: pytest.MonkeyPatch)
 def test_a_stale_cache_is_caught() -> None:
     sampler = compile_sampler(sharp(), (1, 9, 9), "bernoulli")
     sampler(16, seed=0)
-    program = sampler._programs[16]
+    program = sampler._engine.programs[16]
     calls, draw, pixels = program._steps[20]
     program._steps[20] = (calls[:2] + calls[3:], draw, pixels)  # the cells of the call before stay
     trips(sampler)
@@ -68,7 +71,7 @@ def test_a_stale_cache_is_caught() -> None:
 def test_activations_outside_the_image_that_are_not_zero_are_caught() -> None:
     sampler = compile_sampler(sharp(), (1, 9, 9), "bernoulli")
     sampler(16, seed=0)
-    program = sampler._programs[16]
+    program = sampler._engine.programs[16]
     hidden = [op for op in sampler.plan.cached if op.features == (12,)]
     assert hidden
     for op in hidden:

@@ -60,11 +60,11 @@ def test_images_in_another_order_are_the_same_images() -> None:
 def test_a_large_batch_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = compile_sampler(randomized(plain(), gain=2.0), (1, 6, 6), "bernoulli")
     whole = sampler(10, seed=5)
-    monkeypatch.setattr("fastvae.sampling.sampler._MOST_CACHE_BYTES", 4 * sampler.plan.cache_bytes)
+    monkeypatch.setattr("fastvae.sampling.engine._MOST_CACHE_BYTES", 4 * sampler.plan.cache_bytes)
     small = compile_sampler(sampler.model, (1, 6, 6), "bernoulli")
     parts = small(10, seed=5, verify=True)
     assert torch.equal(parts.samples, whole.samples)
-    assert sorted(small._programs) == [2, 4]
+    assert sorted(small._engine.programs) == [2, 4]
     assert parts.certificate.values == 360
 
 

@@ -1,0 +1,145 @@
+"""The engine of a sampler: the plan of a model as it is now, and programs that are ready to run it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .compiled import Compiled, live_state
+from .draw import Draw
+from .likelihoods import as_draw
+from .plan import Plan
+from .probe import refuse_leaks, refuse_ordered_channels
+from .run import Program
+from .trace import NotAutoregressiveError, UnsupportedModelError
+
+__all__ = ["Engine", "Likelihood"]
+
+Likelihood = str | Callable[[Tensor, Tensor], Tensor] | Any
+_MOST_CACHE_BYTES = 1 << 27  # larger batches are drawn in parts: no slower, and the caches stay near
+_NAIVE_PART = 64
+_PROGRAMS_KEPT = 4  # batch sizes and parts of the schedule that are ready to run
+
+
+class Engine:
+    """What a sampler keeps between calls: plans again when the model has changed, builds and keeps programs.
+
+    Attributes:
+        draw: the likelihood.
+        device, dtype: of the model's parameters.
+        programs: those that are ready, by their key; the one used last comes last.
+        reason: why planning failed, if it did and ``fallback="naive"`` was asked for.
+    """
+
+    draw: Draw
+    device: torch.device
+    dtype: torch.dtype
+
+    def __init__(
+        self,
+        model: nn.Module,
+        event_shape: tuple[int, ...],
+        likelihood: Likelihood,
+        condition_shape: tuple[int, ...] | None,
+        fallback: str | None,
+    ) -> None:
+        self.model, self.event_shape, self.condition_shape = model, event_shape, condition_shape
+        self.reason: str | None = None
+        self.programs: dict[Any, Program] = {}
+        self._likelihood, self._fallback = likelihood, fallback
+        self._compiled: Compiled | None = None
+        self._signature: Any = None
+        self.refresh()
+
+    @property
+    def plan(self) -> Plan | None:
+        """The schedule; None if the model is sampled naively."""
+        return self._compiled.plan if self._compiled else None
+
+    @torch.inference_mode(False)  # what is kept must serve calls in any mode
+    def refresh(self) -> None:
+        """Read the live parameters; plan, or plan again, if the model has changed."""
+        live = live_state(self.model)
+        signature = (
+            tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in live.items()),
+            tuple(module.training for module in self.model.modules()),
+            torch.is_autocast_enabled("cpu"),
+            torch.is_autocast_enabled("cuda"),
+        )
+        if signature != self._signature or (self._compiled is not None and not self._compiled.refresh()):
+            self._compiled, self.programs, self._signature = None, {}, None
+            first = next(iter(live.values()), torch.zeros(0))
+            parameter = next(iter(self.model.parameters()), first)
+            self.device, self.dtype = parameter.device, parameter.dtype
+            self.draw = self._plan()
+            self._signature = signature
+
+    def parts(self, num_samples: int) -> list[slice]:
+        """Batches whose caches fit into memory and are still near."""
+        most = _NAIVE_PART if self.plan is None else max(1, _MOST_CACHE_BYTES // self.plan.cache_bytes)
+        return [slice(start, min(start + most, num_samples)) for start in range(0, num_samples, most)]
+
+    @torch.inference_mode(False)
+    def program(self, batch: int, condition: Tensor | None, steps: tuple[int, ...] | None = None) -> Program:
+        """A program for so many images, with the present weights and the condition (batch, ...).
+
+        ``steps``: the only steps of the plan in which something is drawn, see :meth:`fastvae.sampling.Plan.only`.
+        """
+        assert self._compiled is not None
+        values = self._compiled.values(condition)
+        key = batch if steps is None else (batch, steps)
+        program = self.programs.pop(key, None)
+        if program is None:
+            while len(self.programs) >= _PROGRAMS_KEPT:
+                del self.programs[next(iter(self.programs))]
+            plan = self._compiled.plan if steps is None else self._compiled.plan.only(steps)
+            program = Program(plan, batch, self.draw, values, self.device)
+        else:
+            program.refresh(values)
+        self.programs[key] = program  # the one used last is the last to go
+        return program
+
+    def _plan(self) -> Draw:
+        self.reason = None
+        try:
+            compiled = Compiled(self.model, self._inputs)
+            draw = self._check_output(compiled.output_shape)
+            compiled.refresh()
+            self._compiled = compiled
+            return draw
+        except NotAutoregressiveError as error:
+            if error.offset == (0, 0) and self.event_shape[0] > 1:
+                refuse_ordered_channels(self.model, self._draw_of_a_pass(), self.event_shape, self.condition_shape)
+            raise
+        except UnsupportedModelError as error:
+            if self._fallback is None:
+                raise
+            draw = self._draw_of_a_pass()
+            refuse_leaks(self.model, draw, self.event_shape, self.condition_shape)
+            self.reason = str(error)
+            return draw
+
+    def _draw_of_a_pass(self) -> Draw:
+        image, condition = self._inputs(2)
+        with torch.no_grad():
+            params = self.model(image) if condition is None else self.model(image, condition)
+        if not isinstance(params, Tensor):
+            raise UnsupportedModelError(f"the model must return one tensor of parameters, got {type(params).__name__}")
+        return self._check_output(tuple(params.shape))
+
+    def _inputs(self, batch: int) -> tuple[Tensor, Tensor | None]:
+        image = torch.zeros((batch, *self.event_shape), dtype=self.dtype, device=self.device)
+        if self.condition_shape is None:
+            return image, None
+        return image, torch.zeros((batch, *self.condition_shape), dtype=self.dtype, device=self.device)
+
+    def _check_output(self, shape: tuple[int, ...]) -> Draw:
+        channels, height, width = self.event_shape
+        joint = getattr(self._likelihood, "name", None) == "logistic_mixture"
+        if len(shape) != 4 or (shape[1] % channels and not joint) or shape[2:] != (height, width):
+            raise ValueError(
+                f"the model must give (N, C * P, H, W) = (N, {channels} * P, {height}, {width}), got "
+                f"(N, {', '.join(map(str, shape[1:]))}); check event_shape"
+            )
+        return as_draw(self._likelihood, shape[1], channels)
