@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from .backends import BACKENDS, BackendName
 from .engine import Likelihood
 from .inputs import require_sizes, require_tensor
 from .sampler import Sampler
@@ -20,6 +21,7 @@ def compile_sampler(
     condition_shape: Sequence[int] | None = None,
     example_condition: Tensor | None = None,
     fallback: Literal["naive"] | None = None,
+    backend: BackendName = "auto",
 ) -> Sampler:
     r"""Plan exact sampling for a causal network as it is.
 
@@ -50,6 +52,12 @@ def compile_sampler(
         fallback: "naive" to sample with one full pass per pixel where planning fails for an operator that it does not
             know. A model that is not causal is refused all the same: where the operators do not tell, its parameters
             are probed at one random image when it is compiled.
+        backend: "torch" runs the steps as torch calls; "cuda_graph" captures those of a whole image once per batch size
+            and replays them; "triton" draws whole images in one launch of a persistent kernel, for plain masked and
+            gated two-stack nets. The last two need a CUDA device, and draw neither completions nor at other
+            temperatures: a call that they cannot serve raises ``RuntimeError``. "auto" takes what
+            :func:`fastvae.backend` forces, else the one that was measured to be the fastest for the batch size on the
+            device, else torch; the sampler prints what it can use and why.
 
     Returns:
         A :class:`Sampler`.
@@ -80,6 +88,8 @@ def compile_sampler(
         )
     if fallback not in (None, "naive"):
         raise ValueError(f"fallback must be None or 'naive', got {fallback!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if condition_shape is not None and example_condition is not None:
         raise ValueError("give condition_shape or example_condition, not both")
     if event_shape is None:
@@ -101,4 +111,4 @@ def compile_sampler(
         condition_shape = getattr(model, "condition_shape", None)
     if condition_shape is not None:
         condition_shape = require_sizes("condition_shape", condition_shape)
-    return Sampler(model, shape, likelihood, condition_shape, fallback)
+    return Sampler(model, shape, likelihood, condition_shape, fallback, backend)

@@ -1,23 +1,25 @@
 """The engine of a sampler: the plan of a model as it is now, and programs that are ready to run it."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .backends import Backends
 from .compiled import Compiled, live_state
 from .draw import Draw
 from .likelihoods import as_draw
 from .plan import Plan
 from .probe import refuse_leaks, refuse_ordered_channels
-from .run import Program
 from .trace import NotAutoregressiveError, UnsupportedModelError
 
 __all__ = ["Engine", "Likelihood"]
 
 Likelihood = str | Callable[[Tensor, Tensor], Tensor] | Any
-_MOST_CACHE_BYTES = 1 << 27  # larger batches are drawn in parts: no slower, and the caches stay near
+# larger batches are drawn in parts; on the CPU that is no slower, as the caches stay near
+_MOST_CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 32}
 _NAIVE_PART = 64
 _PROGRAMS_KEPT = 4  # batch sizes and parts of the schedule that are ready to run
 
@@ -43,10 +45,12 @@ class Engine:
         likelihood: Likelihood,
         condition_shape: tuple[int, ...] | None,
         fallback: str | None,
+        backend: str = "auto",
     ) -> None:
         self.model, self.event_shape, self.condition_shape = model, event_shape, condition_shape
+        self._backend = backend
         self.reason: str | None = None
-        self.programs: dict[Any, Program] = {}
+        self.programs: dict[Any, Any] = {}
         self._likelihood, self._fallback = likelihood, fallback
         self._compiled: Compiled | None = None
         self._signature: Any = None
@@ -56,6 +60,12 @@ class Engine:
     def plan(self) -> Plan | None:
         """The schedule; None if the model is sampled naively."""
         return self._compiled.plan if self._compiled else None
+
+    @cached_property
+    def backends(self) -> Backends:
+        """What can run the plan."""
+        assert self.plan is not None
+        return Backends(self._backend, self.plan, self.draw, self.device)
 
     @torch.inference_mode(False)  # what is kept must serve calls in any mode
     def refresh(self) -> None:
@@ -69,6 +79,7 @@ class Engine:
         )
         if signature != self._signature or (self._compiled is not None and not self._compiled.refresh()):
             self._compiled, self.programs, self._signature = None, {}, None
+            self.__dict__.pop("backends", None)
             first = next(iter(live.values()), torch.zeros(0))
             parameter = next(iter(self.model.parameters()), first)
             self.device, self.dtype = parameter.device, parameter.dtype
@@ -77,24 +88,28 @@ class Engine:
 
     def parts(self, num_samples: int) -> list[slice]:
         """Batches whose caches fit into memory and are still near."""
-        most = _NAIVE_PART if self.plan is None else max(1, _MOST_CACHE_BYTES // self.plan.cache_bytes)
+        bytes_kept = _MOST_CACHE_BYTES.get(self.device.type, 1 << 27)
+        most = _NAIVE_PART if self.plan is None else max(1, bytes_kept // self.plan.cache_bytes)
         return [slice(start, min(start + most, num_samples)) for start in range(0, num_samples, most)]
 
     @torch.inference_mode(False)
-    def program(self, batch: int, condition: Tensor | None, steps: tuple[int, ...] | None = None) -> Program:
+    def program(
+        self, batch: int, condition: Tensor | None, steps: tuple[int, ...] | None = None, backend: str = "torch"
+    ) -> Any:
         """A program for so many images, with the present weights and the condition (batch, ...).
 
-        ``steps``: the only steps of the plan in which something is drawn, see :meth:`fastvae.sampling.Plan.only`.
+        ``backend``: what runs it; ``steps``: the only steps of the plan in which something is drawn, see :meth:`fastvae.sampling.Plan.only`.
         """
         assert self._compiled is not None
         values = self._compiled.values(condition)
-        key = batch if steps is None else (batch, steps)
+        key: Any = batch if steps is None else (batch, steps)
+        key = key if backend == "torch" else (key, backend)
         program = self.programs.pop(key, None)
         if program is None:
             while len(self.programs) >= _PROGRAMS_KEPT:
                 del self.programs[next(iter(self.programs))]
             plan = self._compiled.plan if steps is None else self._compiled.plan.only(steps)
-            program = Program(plan, batch, self.draw, values, self.device)
+            program = self.backends.program(backend, plan, batch, values)
         else:
             program.refresh(values)
         self.programs[key] = program  # the one used last is the last to go

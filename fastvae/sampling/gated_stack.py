@@ -29,7 +29,7 @@ from .plan import Plan
 __all__ = ["GatedLayer", "GatedNet", "match_gated"]
 
 aten = torch.ops.aten
-_MOST_EXTRA_SKEW = 64
+_MOST_SKEW = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ class GatedNet:
     @cached_property
     def schedule(self) -> Schedule:
         """With the smallest skew that lets one barrier per step suffice."""
-        for skew in range(self.plan.skew, self.plan.skew + _MOST_EXTRA_SKEW):
+        for skew in range(1, _MOST_SKEW):
             found = Schedule.of(self, skew)
             if found is not None:
                 return found
@@ -123,7 +123,7 @@ class GatedNet:
 
     @property
     def skew(self) -> int:
-        """At least that of the plan."""
+        """Pixel (i, j) is drawn at step j + skew * i."""
         return self.schedule.skew
 
     def pack(self, values: dict[fx.Node, Tensor], batch: int, draw: Draw) -> Any:

@@ -53,10 +53,16 @@ def image_box(plan: Plan) -> Box:
 def read_of(plan: Plan, read: Read, *, views: bool = False) -> Operator:
     """The operator behind a read of the very same pixel."""
     require(read.offset == (0, 0), "reads shifted pixels outside of its convolutions")
+    require(_everywhere(read), "orders the channels of a pixel")
     require(views or not read.value.views, "splits, joins or permutes channels")
     box = image_box(plan)
     require(read.value.box & box == box, "crops what it reads")
     return read.value.operator
+
+
+def _everywhere(read: Read) -> bool:
+    """Whether all pixels read alike."""
+    return getattr(read, "mask", None) is None
 
 
 def operands(op: Operator, functions: Any, reason: str) -> list[Read | Constant]:
@@ -104,6 +110,7 @@ class Layer:
             return None
         value = reads[0].value
         require(not value.views, "splits, joins or permutes channels before a convolution")
+        require(all(map(_everywhere, reads)), "orders the channels of a pixel")
         require(value.box == image_box(plan), "pads a convolution with something else than zeros at the border")
         require(self.op.box & image_box(plan) == image_box(plan), "convolves a part of the image")
         return value.operator

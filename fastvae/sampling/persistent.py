@@ -1,5 +1,6 @@
 """Run a plan as one launch of a persistent kernel, where a kernel computes the net."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from .gated_stack import GatedNet, match_gated
 from .patterns import MismatchError
 from .plain_stack import PlainNet, match_plain
 from .plan import Plan
+from .request import Request
 
-__all__ = ["Persistent", "match", "why_not_drawn"]
+__all__ = ["Net", "Persistent", "match", "why_not_drawn"]
 
 Net = PlainNet | GatedNet
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -62,12 +64,14 @@ class Persistent:
         with torch.no_grad():
             self._packed = self.net.pack(values, self.batch, self.draw)
 
-    def sample(self, uniform: Tensor | None = None, *, seed: int = 0, first_id: int = 0) -> None:
-        """Draw all images from ``uniform`` (B, C, H, W), or from the numbers at (seed, first_id + b)."""
+    def sample(self, request: Request, on_rows: Callable[[int, Tensor], None] | None = None) -> None:
+        """Draw all images of a request that observes nothing, at temperature 1."""
         from fastvae_kernels import persistent_launch as kernels
 
-        given = None if uniform is None else uniform.to(torch.float32).contiguous()
-        noise = kernels.Noise(seed, first_id, given)
+        if request.address is None:
+            noise = kernels.Noise(given=request.uniform.to(torch.float32).contiguous())
+        else:
+            noise = kernels.Noise(*request.address)
         run = kernels.sample_plain if isinstance(self.net, PlainNet) else kernels.sample_gated
         self._images, self._log_prob = run(self._packed, geometry(self.net), self.batch, noise)
 

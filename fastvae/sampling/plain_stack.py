@@ -68,11 +68,13 @@ class PlainNet:
 
     @property
     def skew(self) -> int:
-        """At least that of the plan; every tap but the pixel's own must be of an earlier step."""
-        skew = self.plan.skew
-        while any(column + skew * row > -1 for row, column in self.offsets):
-            skew += 1
-        return skew
+        """The smallest with which every tap but the pixel's own is of an earlier step: one barrier per step suffices."""
+        taps = [*self.offsets, *self.first.taps]
+        return next(
+            skew
+            for skew in range(1, self.plan.height + 2 * self.plan.width)
+            if all(column + skew * row < 0 for row, column in taps)
+        )
 
     def pack(self, values: dict[fx.Node, Tensor], batch: int, draw: Draw) -> Any:
         """The stack with its present weights."""
