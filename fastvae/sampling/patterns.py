@@ -10,14 +10,13 @@ from .graph import Box, Constant, Linear, Map, Operator, Read
 from .plan import Plan
 
 __all__ = [
-    "ACTIVATIONS",
     "Layer",
     "MismatchError",
     "Offset",
+    "activation_of",
     "affine",
     "image_box",
     "moved",
-    "operand",
     "operands",
     "packed_bias",
     "packed_matrices",
@@ -73,11 +72,11 @@ def operands(op: Operator, functions: Any, reason: str) -> list[Read | Constant]
     return list(op.operands)
 
 
-def operand(plan: Plan, op: Operator, functions: Any, reason: str) -> Operator:
-    """The one thing that a pointwise operator takes."""
-    found = operands(op, functions, reason)
-    require(len(found) == 1 and isinstance(found[0], Read), reason)
-    return read_of(plan, found[0])  # type: ignore[arg-type]
+def activation_of(op: Operator) -> str | None:
+    """The name of an activation, None for any other operator; an ELU has no options but ones."""
+    kind = ACTIVATIONS.get(getattr(op, "function", None))
+    options = [*op.node.args[1:], *op.node.kwargs.values()]
+    return kind if all(each == 1 for each in options) and (kind == "elu" or not options) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +85,8 @@ class Layer:
 
     Attributes:
         op: the layer.
-        added: constants, with the pixels of their readers.
-        shift: where the layer is read; its reader's constants are not shifted.
+        added: constants, and the pixels of the image that their first row and column and so on belong to.
+        shift: where the layer is read.
         taps: its live taps, offset -> key.
     """
 
@@ -134,10 +133,9 @@ class Layer:
             reads = [each for each in pair if isinstance(each, Read)]
             if len(constants) != 1 or len(reads) != 1:
                 break
-            require(shift == (0, 0), "shifts the sum of a layer and a condition")
-            added.append((constants[0], op.box))
             (read,) = reads
-            shift, op = read.offset, read.value.operator
+            added.append((constants[0], moved(op.box, (-shift[0], -shift[1]))))
+            shift, op = (shift[0] + read.offset[0], shift[1] + read.offset[1]), read.value.operator
             window = moved(image_box(plan), shift)
             require(not read.value.views, "splits, joins or permutes channels")
             require(read.value.box & window == window, "shifts a layer without its bias")

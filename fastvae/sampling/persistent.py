@@ -16,7 +16,6 @@ from .request import Request
 __all__ = ["Net", "Persistent", "match", "why_not_drawn"]
 
 Net = PlainNet | GatedNet
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_PARAMS = 256  # parameters of a pixel, channels and parameters up to a power of two
 
 
@@ -92,17 +91,12 @@ def geometry(net: Net) -> Any:
 
 
 def _check_size(net: Net) -> None:
-    from fastvae_kernels.persistent_config import MOST_CHANNELS, choose_config, why_too_large
+    from fastvae_kernels.persistent_config import why_not
     from fastvae_kernels.persistent_launch import num_slots
 
-    dtype, channels = net.plan.pixels.dtype, net.channels
-    if dtype not in _DTYPES:
-        raise MismatchError(f"the kernels compute in {_DTYPES}, the net in {dtype}")
-    if channels > MOST_CHANNELS:
-        raise MismatchError(f"the kernels hold up to {MOST_CHANNELS} channels, the net has {channels}")
+    reason = why_not(net.kernel, net.plan.pixels.dtype, net.channels, num_slots(geometry(net)))
+    if reason is not None:
+        raise MismatchError(reason)
     outputs = max(16, 1 << (net.last.width - 1).bit_length())
     if outputs > _MOST_PARAMS:
         raise MismatchError(f"the kernels hold up to {_MOST_PARAMS} parameters of a pixel, the net gives {outputs}")
-    reason = why_too_large(choose_config(net.kernel, dtype, channels), num_slots(geometry(net)))
-    if reason is not None:
-        raise MismatchError(reason)

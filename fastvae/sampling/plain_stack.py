@@ -9,12 +9,11 @@ from torch import Tensor, fx
 from .draw import Draw, Gaussian
 from .graph import Operator
 from .patterns import (
-    ACTIVATIONS,
     Layer,
     MismatchError,
     Offset,
+    activation_of,
     affine,
-    operand,
     packed_bias,
     packed_matrices,
     read_of,
@@ -178,16 +177,16 @@ def match_heads(plan: Plan) -> tuple[Layer, list[Layer], str, Operator]:
     last = Layer.of(plan, read_of(plan, output), "a last 1x1 layer")
     require(not last.added, "adds a condition or a position to the parameters")
     source, heads = last.one_source(plan, "the last layer"), []
-    kind = _activation(source)
+    kind = activation_of(source)
     require(kind is not None, "has no activation before its last layer")
     assert kind is not None
-    source = operand(plan, source, [source.function], "has an activation with options")  # type: ignore[attr-defined]
+    source = _activated(plan, source, kind)
     while True:
         try:
             layer = Layer.of(plan, source, "a 1x1 layer")
         except MismatchError:
             return last, heads, kind, source
-        if set(layer.taps) != {(0, 0)} or not _is_activation(before := layer.one_source(plan, "a 1x1 layer"), kind):
+        if set(layer.taps) != {(0, 0)} or activation_of(before := layer.one_source(plan, "a 1x1 layer")) != kind:
             return last, heads, kind, source
         heads.insert(0, layer)
         source = _activated(plan, before, kind)
@@ -216,7 +215,7 @@ def match_plain(plan: Plan) -> PlainNet:
         origin = layer.source(plan)
         require(origin is not None, "has a convolution without live taps")
         assert origin is not None
-        if _is_activation(origin, kind):
+        if activation_of(origin) == kind:
             require(not has_residual, "has residual connections in some layers only")
             blocks.insert(0, Block(None, layer, None))
             state = _activated(plan, origin, kind)
@@ -252,15 +251,8 @@ def _check_uniform(blocks: list[Block]) -> None:
         require(all(offset <= (0, 0) for offset in block.masked.taps), "looks ahead in a later layer")
 
 
-def _activation(op: Operator) -> str | None:
-    return ACTIVATIONS.get(getattr(op, "function", None))
-
-
-def _is_activation(op: Operator, kind: str) -> bool:
-    return _activation(op) == kind
-
-
 def _activated(plan: Plan, op: Operator, kind: str) -> Operator:
     """What the activation ``op`` reads."""
-    require(_is_activation(op, kind), f"has another function than {kind} between its layers")
-    return operand(plan, op, [op.function], "has an activation with options")  # type: ignore[attr-defined]
+    require(activation_of(op) == kind, f"has another function than {kind} between its layers")
+    (read,) = op.reads
+    return read_of(plan, read)

@@ -4,51 +4,64 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["MOST_CHANNELS", "TABLE", "Config", "choose_config", "images_per_program", "why_too_large"]
+from .masked_conv2d_launch import precision_of
 
-MOST_CHANNELS = 128  # a layer's activations and sums live in the registers of one program
+__all__ = ["TABLE", "Config", "choose_config", "why_not"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """A program owns at most ``most_rows`` rows of (slots of the wavefront) x (images), and at least 16."""
+    """A program owns ``rows`` rows, (slots of the wavefront) x (images), a power of two."""
 
-    most_rows: int
+    rows: int
     num_warps: int = 4
     num_stages: int = 3
 
 
-# (kernel, element type, channels up to): none is measured yet, all compile without spills for sm_80, sm_90 and sm_100
-TABLE: dict[tuple[str, torch.dtype, int], Config] = {
-    ("plain", torch.float32, 64): Config(16),
-    ("plain", torch.float32, 128): Config(16, num_warps=8),
-    ("gated", torch.float32, 64): Config(16, num_warps=8),
-    ("gated", torch.float32, 128): Config(16, num_warps=8),
+# (kernel, element type or precision of float32, channels up to) -> the smallest tile first: none is measured yet, all
+# compile without spills for sm_80, sm_90 and sm_100. A layer's activations and sums live in the registers of one
+# program, hence the ends.
+TABLE: dict[tuple[str, str, int], tuple[Config, ...]] = {
+    ("plain", "half", 64): (Config(16, num_stages=2), Config(32)),
+    ("plain", "half", 128): (Config(16, num_warps=8), Config(32, num_warps=8)),
+    ("plain", "tf32", 64): (Config(16),),
+    ("plain", "tf32x3", 64): (Config(16),),
+    ("gated", "half", 64): (Config(16),),
+    ("gated", "half", 128): (Config(16, num_warps=8),),
+    ("gated", "tf32", 64): (Config(16),),
+    ("gated", "tf32x3", 64): (Config(16, num_warps=8),),
 }
-for _half in (torch.float16, torch.bfloat16):
-    TABLE |= {
-        ("plain", _half, 64): Config(32),
-        ("plain", _half, 128): Config(32, num_warps=8),
-        ("gated", _half, 64): Config(16),
-        ("gated", _half, 128): Config(16, num_warps=8),
-    }
 
 
-def choose_config(kernel: str, dtype: torch.dtype, channels: int) -> Config:
-    """The row of the table; ``channels`` a power of two up to ``MOST_CHANNELS``."""
-    return TABLE[kernel, dtype, 64 if channels <= 64 else 128]
+def choose_config(
+    kernel: str, dtype: torch.dtype, channels: int, slots: int, num_images: int, processors: int
+) -> Config:
+    """The smallest tile that holds the slots of an image, a larger one where all processors have two of it anyway."""
+    fitting = [config for config in _configs(kernel, dtype, channels) if config.rows >= slots]
+    chosen = fitting[0]
+    for config in fitting[1:]:
+        if num_images > 2 * processors * (config.rows // slots):
+            chosen = config
+    return chosen
 
 
-def images_per_program(config: Config, slots: int, num_images: int, processors: int) -> int:
-    """As few as fill 16 rows, more where all processors have two programs anyway; a power of two."""
-    images = max(1, 16 // slots)
-    while slots * images < config.most_rows and num_images > 2 * processors * images:
-        images *= 2
-    return images
+def why_not(kernel: str, dtype: torch.dtype, channels: int, slots: int) -> str | None:
+    """Why no configuration serves a net whose wavefront has so many slots; None if one does."""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernels compute in float32 and halves of it, the net in {dtype}"
+    configs = _configs(kernel, dtype, channels)
+    if not configs:
+        most = max(size for name, kind, size in TABLE if (name, kind) == (kernel, _kind(dtype)))
+        return f"the kernel holds up to {most} channels in {dtype}, the net has {channels}"
+    if slots > configs[-1].rows:
+        return f"up to {slots} pixels of an image are drawn in one step, the kernel holds {configs[-1].rows}"
+    return None
 
 
-def why_too_large(config: Config, slots: int) -> str | None:
-    """Why a wavefront of so many slots does not fit into a program."""
-    if slots <= max(16, config.most_rows):
-        return None
-    return f"up to {slots} pixels of an image are drawn in one step, the kernel holds {config.most_rows}"
+def _kind(dtype: torch.dtype) -> str:
+    return precision_of(dtype) if dtype == torch.float32 else "half"
+
+
+def _configs(kernel: str, dtype: torch.dtype, channels: int) -> tuple[Config, ...]:
+    kind = _kind(dtype)
+    return next((row for (*key, most), row in TABLE.items() if key == [kernel, kind] and channels <= most), ())

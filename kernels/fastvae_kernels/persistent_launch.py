@@ -7,7 +7,7 @@ import torch
 import triton
 
 from .masked_conv2d_launch import precision_of
-from .persistent_config import Config, choose_config, images_per_program
+from .persistent_config import Config, choose_config
 from .persistent_gated import gated_kernel
 from .persistent_plain import plain_kernel
 
@@ -142,11 +142,11 @@ def num_slots(geometry: Geometry) -> int:
 
 
 def sample_plain(
-    net: PlainStack, geometry: Geometry, num_images: int, noise: Noise, images_per_tile: int | None = None
+    net: PlainStack, geometry: Geometry, num_images: int, noise: Noise
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw images (B, V, H, W) in the type of the weights, and their log-probabilities (B,) float64, in one launch."""
     layers = net.masked.shape[0]
-    tile = _Tile.of("plain", net, geometry, num_images, images_per_tile, layers * net.ring_length)
+    tile = _Tile.of("plain", net, geometry, num_images, layers * net.ring_length)
     plain_kernel[(tile.programs,)](
         first_ptr=net.first,
         image_tap_ptr=net.image_taps,
@@ -171,12 +171,12 @@ def sample_plain(
 
 
 def sample_gated(
-    net: GatedStacks, geometry: Geometry, num_images: int, noise: Noise, images_per_tile: int | None = None
+    net: GatedStacks, geometry: Geometry, num_images: int, noise: Noise
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`sample_plain`."""
     layers = net.mix.shape[0]
     diagonals = layers * (net.ring_length + net.row_ring_length)
-    tile = _Tile.of("gated", net, geometry, num_images, images_per_tile, diagonals)
+    tile = _Tile.of("gated", net, geometry, num_images, diagonals)
     gated_kernel[(tile.programs,)](
         first_ptr=net.first,
         first_row_ptr=net.first_row,
@@ -232,12 +232,12 @@ class _Tile:
         net: PlainStack | GatedStacks,
         geometry: Geometry,
         num_images: int,
-        per_program: int | None,
         diagonals: int,
     ) -> "_Tile":
         dtype, device, channels = net.heads.dtype, net.heads.device, net.heads.shape[-1]
-        config, slots = choose_config(kernel, dtype, channels), num_slots(geometry)
-        per_program = per_program or images_per_program(config, slots, num_images, _processors(device))
+        slots = num_slots(geometry)
+        config = choose_config(kernel, dtype, channels, slots, num_images, _processors(device))
+        per_program = config.rows // slots
         programs = triton.cdiv(num_images, per_program)
         shape = (num_images, geometry.num_values, geometry.height, geometry.width)
         return cls(
