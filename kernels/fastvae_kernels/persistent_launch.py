@@ -7,7 +7,7 @@ import torch
 import triton
 
 from .masked_conv2d_launch import precision_of
-from .persistent_config import Config, choose_config
+from .persistent_config import MOST_REGISTERS, Config, choose_config
 from .persistent_gated import gated_kernel
 from .persistent_plain import plain_kernel
 
@@ -279,6 +279,7 @@ class _Tile:
             "PRECISION": precision_of(self.images.dtype),
             "num_warps": self.config.num_warps,
             "num_stages": self.config.num_stages,
+            "maxnreg": MOST_REGISTERS,
             "enable_fp_fusion": True,
         }
 

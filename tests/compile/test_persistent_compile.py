@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fastvae_kernels.persistent_config import TABLE, Config
+from fastvae_kernels.persistent_config import MOST_REGISTERS, TABLE, Config
 from fastvae_kernels.persistent_gated import gated_kernel
 from fastvae_kernels.persistent_plain import plain_kernel
 
@@ -41,6 +41,7 @@ def compiled(
         arch,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        most_registers=MOST_REGISTERS,
         divisible=[*(name for name in signature if name in pointers), "bias_layer"],
     )
 
@@ -60,7 +61,6 @@ CASES = [
     (100, "plain", torch.float32, 64, 0, "tf32x3", {}),
     (80, "gated", torch.bfloat16, 64, 0, "ieee", GATED),
     (90, "gated", torch.bfloat16, 64, 0, "ieee", UPPER_ROWS),
-    (90, "gated", torch.bfloat16, 128, 0, "ieee", GATED),
     (100, "gated", torch.float32, 64, 0, "tf32", GATED),
     (90, "gated", torch.float32, 64, 0, "tf32x3", UPPER_ROWS),
 ]
