@@ -73,14 +73,16 @@ def blocks(kind: str, kernel_size: int, dtype: torch.dtype) -> dict[str, Block]:
     return found
 
 
-def check(block: Block, baseline: Block, exact: Block, inputs: list[Tensor], grad_y: Tensor) -> None:
-    """Right before fast: at most twice the error of the baseline against float64."""
+def check(
+    block: Block, baseline: Block, exact: Block, inputs: list[Tensor], grad_y: Tensor, most_error: float = 2
+) -> None:
+    """Right before fast: at most ``most_error`` times the error of the baseline against float64."""
     wide = [t.detach().double().requires_grad_() for t in inputs]
     wants = [exact(*wide), *torch.autograd.grad(exact(*wide), wide, grad_y.double())]
     found = [[f(*inputs), *torch.autograd.grad(f(*inputs), inputs, grad_y)] for f in (block, baseline)]
     for got, other, want in zip(*found, wants, strict=True):
         rounding = 8 * torch.finfo(got.dtype).eps * want.abs().max()
-        assert (got - want).abs().max() <= 2 * (other - want).abs().max() + rounding
+        assert (got - want).abs().max() <= most_error * (other - want).abs().max() + rounding
 
 
 def cases() -> list[Any]:
@@ -128,7 +130,9 @@ def test_masked_block(
     grad_y = torch.randn(batch, channels, size, size, **made).to(memory_format=layout)
     found = blocks(kind, kernel_size, DTYPES[dtype])
 
-    check(found[name], found[BASELINE], blocks(kind, kernel_size, torch.float64)[BASELINE], inputs, grad_y)
+    exact = blocks(kind, kernel_size, torch.float64)[BASELINE]
+    most_error = 2 if name.startswith("fastvae") else 8  # others' own rounding is theirs, as long as they compute this
+    check(found[name], found[BASELINE], exact, inputs, grad_y, most_error)
     ours, theirs = (step(found[n], inputs, grad_y, which) for n in (name, BASELINE))
     pairs = interleaved(ours, theirs, rounds=ROUNDS, min_seconds=MIN_SECONDS)
     iterations = max(1, round(MIN_SECONDS / pairs["candidate_s"]))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .autoregressive import Autoregressive
+from .autoregressive_gaussian import AutoregressiveGaussian
 from .bernoulli import Bernoulli, BernoulliLikelihood
 from .categorical import Categorical, CategoricalLikelihood
 from .diagonal_gaussian import DiagonalGaussian
@@ -13,6 +14,7 @@ from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
 
 __all__ = [
     "Autoregressive",
+    "AutoregressiveGaussian",
     "Bernoulli",
     "BernoulliLikelihood",
     "Categorical",

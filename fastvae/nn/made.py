@@ -6,9 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastvae.ops.masked_mlp import solve_masked_mlp
+from fastvae.ops.masked_mlp import sample_masked_mlp, solve_masked_mlp
 from fastvae.ops.masked_mlp_plan import plan_masked_mlp
-from fastvae.ops.random import normal, uniform
 
 from .masked_linear import MaskedLinear
 
@@ -107,7 +106,7 @@ class MADE(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if x.shape[-1:] != (self.features,):
             raise ValueError(f"x must have shape (..., {self.features}), got {tuple(x.shape)}")
-        self._check_context(context)
+        self.check_context(context)
         h = x
         for number, layer in enumerate(self.layers):
             y = layer(h)
@@ -140,12 +139,8 @@ class MADE(nn.Module):
         Returns:
             x (..., D) and its parameters (..., D, P).
         """
-        self._check_context(context)
-        layers = [cast(MaskedLinear, layer) for layer in self.layers]
-        terms: list[Tensor] = [layer.bias for layer in layers]
-        if context is not None:
-            terms = [term + linear(context) for term, linear in zip(terms, self.conditions, strict=True)]
-        return solve_masked_mlp(noise, self.plan, [layer.weight for layer in layers], terms, draw)
+        self.check_context(context)
+        return solve_masked_mlp(noise, self.plan, *self._weights_and_terms(context), draw)
 
     @torch.no_grad()
     def sample(
@@ -168,14 +163,17 @@ class MADE(nn.Module):
             draw: as for :meth:`solve`, by name.
             first_id: the number of the first row.
         """
-        if not isinstance(draw, str):
-            raise TypeError(f"draw must be a name, got {draw!r}: give solve the noise that a callable takes")
-        weight = cast(MaskedLinear, self.layers[-1]).weight
-        numbers = normal if draw.startswith("affine") else uniform
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        ids = torch.arange(first_id, first_id + num_samples, device=weight.device)
-        noise = numbers(seed, ids, ids.new_zeros(1), self.features, dtype=dtype)[:, 0]
-        return self.solve(noise, context, draw)[0]
+        self.check_context(context)
+        return sample_masked_mlp(
+            num_samples, self.plan, *self._weights_and_terms(context), draw, seed=seed, first_id=first_id
+        )
+
+    def _weights_and_terms(self, context: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        layers = [cast(MaskedLinear, layer) for layer in self.layers]
+        terms: list[Tensor] = [layer.bias for layer in layers]
+        if context is not None:
+            terms = [term + linear(context) for term, linear in zip(terms, self.conditions, strict=True)]
+        return [layer.weight for layer in layers], terms
 
     def _apply(self, function: Any, recurse: bool = True) -> "MADE":
         super()._apply(function, recurse)
@@ -185,7 +183,8 @@ class MADE(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.features}, {self.hidden_features}, num_params={self.num_params}, residual={self.residual}"
 
-    def _check_context(self, context: Tensor | None) -> None:
+    def check_context(self, context: Tensor | None) -> None:
+        """Raise a ValueError for a context that the network does not take, or for none where it needs one."""
         if self.context_features and context is None:
             raise ValueError(f"context is missing: the network needs one of shape (..., {self.context_features})")
         if context is not None and (not self.context_features or context.shape[-1:] != (self.context_features,)):

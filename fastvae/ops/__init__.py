@@ -12,7 +12,7 @@ from .locally_masked_conv2d import locally_masked_conv2d
 from .log_weights import empty_log_weights, merge_log_weights, update_log_weights
 from .logistic_mixture_log_prob import logistic_mixture_log_prob, logistic_mixture_parts
 from .masked_conv2d import masked_conv2d
-from .masked_mlp import solve_masked_mlp
+from .masked_mlp import sample_masked_mlp, solve_masked_mlp
 from .masked_mlp_plan import MaskedMLPPlan, NotAutoregressiveError, plan_masked_mlp
 from .masked_residual import masked_residual
 from .nade import nade_log_prob, nade_logits, nade_sample
@@ -45,6 +45,7 @@ __all__ = [
     "normal",
     "orientations",
     "plan_masked_mlp",
+    "sample_masked_mlp",
     "solve_masked_mlp",
     "tap_bits",
     "uniform",

@@ -19,6 +19,7 @@ __all__ = [
     "choose",
     "constant_when_compiled",
     "must_use_definition",
+    "runs_as_written",
 ]
 
 Backend = Literal["auto", "triton", "torch", "reference"]
@@ -134,3 +135,16 @@ def must_use_definition(*tensors: Tensor) -> bool:
         return choose(*tensors) == "reference"
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
     return transformed or torch.autograd.forward_ad._current_level >= 0 or choose(*tensors) == "reference"
+
+
+def runs_as_written() -> bool:
+    """Whether tensors are what they seem: no compiler, tracer, transform or forward-mode AD looks on.
+
+    Only then may a path look at values that it keeps, or compute in the memory of its own intermediate results.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )

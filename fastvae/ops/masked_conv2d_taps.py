@@ -9,6 +9,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastvae.reference.masked_conv2d import NamedMask, colour_groups, count_live_taps, raster_mask
 
+from ._dispatch import runs_as_written
+
 __all__ = ["Frame", "Taps", "frame_of", "live_window", "named_taps", "remembered_mask", "taps_of"]
 
 
@@ -93,11 +95,7 @@ def remembered_mask(weight: Tensor, mask: NamedMask) -> NamedMask | Tensor:
 
     Where tensors are not what they seem (compilers, tracers, transforms), the name as it came.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
+    if not runs_as_written():
         return mask
     key = (weight.shape[2], weight.shape[3], mask, weight.dtype, weight.device)
     known = _masks.get(key)

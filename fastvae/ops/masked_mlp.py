@@ -1,4 +1,4 @@
-"""``solve_masked_mlp``: values of an autoregressive network of masked layers, for the price of one pass."""
+"""``solve_masked_mlp`` and ``sample_masked_mlp``: values of an autoregressive network for the price of one pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,12 @@ from fastvae.reference.masked_mlp import DRAWS, parse_program
 
 from ._dispatch import must_use_definition
 from .masked_mlp_draws import Callback, Function, Named, check_draw
+from .masked_mlp_kernel import solve_by_kernel, uses_kernel
 from .masked_mlp_plan import MaskedMLPPlan
 from .masked_mlp_run import System, split_nodes
+from .random import normal, uniform
 
-__all__ = ["solve_masked_mlp"]
+__all__ = ["sample_masked_mlp", "solve_masked_mlp"]
 
 
 def solve_masked_mlp(
@@ -66,11 +68,9 @@ def solve_masked_mlp(
     _check(noise, plan, weights, terms, draw)
     dtype = torch.float64 if noise.dtype == torch.float64 else torch.float32
     batch, size = noise.shape[:-1], plan.num_features
-    rows = batch.numel()
     plan = plan.to(noise.device)
-    flat_terms = [t if t.ndim == 1 else t.expand(*batch, -1).reshape(rows, t.shape[-1]) for t in terms]
-    sorted_noise = noise.reshape(rows, size).t().index_select(0, plan.order).to(dtype)
-    tensors = (plan.sorted_weights(_cast(weights, dtype)), plan.sorted_terms(_cast(flat_terms, dtype)), plan.indices)
+    sorted_noise = noise.reshape(batch.numel(), size).t().index_select(0, plan.order).to(dtype)
+    tensors = _sorted(plan, weights, terms, batch, dtype)
     if must_use_definition(noise, *weights, *terms):
         by_name = Callback(draw).values if callable(draw) else DRAWS[draw][1]
         with torch.autocast(noise.device.type, enabled=False):
@@ -85,8 +85,87 @@ def solve_masked_mlp(
     return x.reshape(*batch, size), params.reshape(*batch, size, plan.num_params)
 
 
-def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [t.to(dtype) for t in tensors]
+@torch.no_grad()
+def sample_masked_mlp(
+    num_samples: int,
+    plan: MaskedMLPPlan,
+    weights: Sequence[Tensor],
+    terms: Sequence[Tensor] = (),
+    draw: str = "affine",
+    *,
+    seed: int = 0,
+    first_id: int = 0,
+) -> Tensor:
+    """Values (B, D) from noise addressed by (seed, first_id + b, dimension); no gradient.
+
+    Equal to :func:`solve_masked_mlp` with the numbers of :func:`fastvae.ops.normal` for "affine" and "affine_inverse",
+    of :func:`fastvae.ops.uniform` for "bernoulli" and "categorical", ids first_id + b, row 0. The kernel makes them
+    where they are used, the normal ones equal up to rounding.
+
+    Args:
+        num_samples: B.
+        plan, weights: as for :func:`solve_masked_mlp`.
+        terms: likewise; conditions have shape (B, units).
+        draw: as for :func:`solve_masked_mlp`, by name.
+        seed: an integer in [0, 2^64).
+        first_id: the number of the first row; all numbers are in [0, 2^32).
+
+    Returns:
+        (B, D); float64 for float64 weights, else float32.
+
+    Raises:
+        TypeError: if ``draw`` is no name.
+        ValueError: if a number is out of range, and as :func:`solve_masked_mlp`.
+
+    Example:
+        >>> import fastvae
+        >>> mask = torch.ones(3, 3, dtype=torch.bool).tril(-1)
+        >>> plan = fastvae.ops.plan_masked_mlp("linear 0 0 -1", [mask], 3, 1)
+        >>> sample_masked_mlp(2, plan, [torch.ones(3, 3)], draw="bernoulli", seed=1).shape
+        torch.Size([2, 3])
+    """
+    if not isinstance(draw, str):
+        raise TypeError(f"draw must be a name, got {draw!r}: give solve_masked_mlp the noise that a callable takes")
+    for name, number, end in (
+        ("seed", seed, 2**64),
+        ("num_samples", num_samples, 2**32),
+        ("first_id", first_id, 2**32),
+    ):
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < end:
+            raise ValueError(f"{name} must be an integer in [0, {end}), got {number!r}")
+    if first_id + num_samples > 2**32:
+        raise ValueError(f"rows must have numbers below 2^32, got first_id = {first_id} and {num_samples} rows")
+    like = next((t for t in weights if isinstance(t, Tensor)), torch.empty(0))
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    shape = torch.Size([num_samples])
+    # what the checks are to see of noise that is not made yet
+    _check(like.new_empty(1, dtype=dtype).expand(*shape, plan.num_features), plan, weights, terms, draw)
+    numbers = normal if draw.startswith("affine") else uniform
+    tensors = _sorted(plan.to(like.device), weights, terms, shape, dtype)
+    by_kernel = not must_use_definition(*weights, *terms) and uses_kernel(
+        tensors[0][0], plan.offsets, plan.program, draw
+    )
+    if not by_kernel:
+        ids = torch.arange(first_id, first_id + num_samples, device=like.device)
+        noise = numbers(seed, ids, ids.new_zeros(1), plan.num_features, dtype=dtype)[:, 0]
+        return solve_masked_mlp(noise, plan, weights, terms, draw)[0]
+    plan = plan.to(like.device)
+    values = solve_by_kernel(
+        None, *tensors, plan.program, plan.offsets, draw, num_samples, order=plan.order, seed=seed, first_id=first_id
+    )
+    return values[: plan.num_features].index_select(0, plan.rank).t()
+
+
+Sorted = tuple[list[Tensor], list[Tensor], tuple[Tensor, ...]]
+
+
+def _sorted(
+    plan: MaskedMLPPlan, weights: Sequence[Tensor], terms: Sequence[Tensor], batch: torch.Size, dtype: torch.dtype
+) -> Sorted:
+    """Weights, terms and indices as the solvers take them, units in the order of the plan."""
+    flat = [t if t.ndim == 1 else t.expand(*batch, -1).reshape(batch.numel(), t.shape[-1]) for t in terms]
+    wide_weights, wide_terms = ([t.to(dtype) for t in tensors] for tensors in (weights, flat))
+    return plan.sorted_weights(wide_weights), plan.sorted_terms(wide_terms), plan.indices
 
 
 def _check(noise: Tensor, plan: MaskedMLPPlan, weights: Sequence[Tensor], terms: Sequence[Tensor], draw: Any) -> None:
@@ -128,6 +207,8 @@ def _forward(
     offsets: list[int],
     draw: str,
 ) -> Tensor:
+    if uses_kernel(noise, offsets, program, draw):
+        return solve_by_kernel(noise, weights, terms, indices, program, offsets, draw, noise.shape[1])
     return System(weights, terms, indices, program, offsets, Named(draw)).forward(noise)
 
 

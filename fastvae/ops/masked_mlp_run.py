@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastvae.reference.masked_mlp import Node, parse_program
 
-__all__ = ["BLOCK", "Draw", "System", "split_nodes"]
+__all__ = ["BLOCK", "Draw", "System", "blocks_of", "split_nodes", "table_of"]
 
 # Like a triangular system: what lies before a block of steps comes in by one product for each weight, and only the
 # part inside the block is serial. Measured on two cores, blocks of 16 to 128 dimensions take the same time.
@@ -82,7 +82,7 @@ class System:
     ) -> None:
         self.weights, self.terms, self.indices, self.draw = weights, terms, indices, draw
         self.nodes = parse_program(program)
-        self.table = _table(offsets, len(self.nodes))
+        self.table = table_of(offsets, len(self.nodes))
         self.num_params = len(indices[0])
         self.numbered = list(enumerate(self.nodes, start=1))
         self.active = [
@@ -120,7 +120,7 @@ class System:
         rows, parts = self._views(values)
         noises, params = _by_step(noise, self.table[0]), [self._by_param(part) for part in parts[-1]]
         others = {i: self._other(node, parts, self.table[i]) for i, node in self.numbered}
-        for start, end in self._blocks():
+        for start, end in blocks_of(self.table[0]):
             for i, node in self.linear:
                 self._product(node, rows, self.table[i], start, end, rows[i])
             inside = {i: self._inside(i, node, start, end) for i, node in self.linear}
@@ -155,7 +155,7 @@ class System:
             by_params[self.indices[0].flatten()] = partials[1].flatten(0, 1)
             param_partials = [self._by_param(part) for part in _by_step(by_params, self.table[-1])]
             param_grads = [self._by_param(part) for part in parts[-1]]
-        for start, end in reversed(self._blocks()):
+        for start, end in reversed(blocks_of(self.table[0])):
             for i, node in self.linear:
                 later, window = self.table[i][end], self._window(node, start, end)
                 grads[node.args[0]][window].addmm_(self.weights[node.args[1]][later:, window].t(), grads[i][later:])
@@ -206,16 +206,6 @@ class System:
     def _by_param(self, rows: Tensor) -> Tensor:
         return rows.unflatten(0, (self.num_params, -1))
 
-    def _blocks(self) -> list[tuple[int, int]]:
-        """First step and end of blocks of about ``BLOCK`` dimensions; step t makes those of level t + 1."""
-        counts, blocks, start = self.table[0], [], 0
-        num_steps = len(counts) - 2
-        for step in range(num_steps):
-            if step + 1 == num_steps or counts[step + 3] - counts[start + 1] > BLOCK:
-                blocks.append((start, step + 1))
-                start = step + 1
-        return blocks
-
     def _window(self, node: Node, start: int, end: int) -> slice:
         """The units of a linear node's source whose level is one of the block's steps."""
         counts = self.table[node.args[0]]
@@ -252,10 +242,24 @@ class System:
 
 def split_nodes(values: Tensor, offsets: Sequence[int], num_nodes: int) -> tuple[Tensor, ...]:
     """Rows of all units -> those of every node, the input first."""
-    return values.split([counts[-1] for counts in _table(offsets, num_nodes)])
+    return values.split([counts[-1] for counts in table_of(offsets, num_nodes)])
 
 
-def _table(offsets: Sequence[int], num_nodes: int) -> list[Sequence[int]]:
+def blocks_of(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """First step and end of blocks of about ``BLOCK`` dimensions, from the offsets of the input.
+
+    Step t makes the dimensions of level t + 1.
+    """
+    blocks, start = [], 0
+    num_steps = len(counts) - 2
+    for step in range(num_steps):
+        if step + 1 == num_steps or counts[step + 3] - counts[start + 1] > BLOCK:
+            blocks.append((start, step + 1))
+            start = step + 1
+    return blocks
+
+
+def table_of(offsets: Sequence[int], num_nodes: int) -> list[Sequence[int]]:
     """The offsets of every node, the input first."""
     length = len(offsets) // (num_nodes + 1)
     return [offsets[i * length : (i + 1) * length] for i in range(num_nodes + 1)]

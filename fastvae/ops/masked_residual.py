@@ -3,13 +3,14 @@
 from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastvae import reference
 from fastvae.reference.masked_conv2d import NamedMask
 from fastvae.reference.masked_residual import Activation
 
-from ._dispatch import autocast_dtype, choose, must_use_definition
+from ._dispatch import autocast_dtype, choose, must_use_definition, runs_as_written
 from .masked_conv2d import kernels_are_faster, masked_conv2d_by_taps, taps_for, why_not_kernels
 from .masked_conv2d_checks import check_arguments, check_mask, check_tensor
 from .masked_conv2d_operators import (
@@ -85,8 +86,21 @@ def masked_residual(
         window = live_window(weight, taps, mask, zero_dead=False)
         where = (taps.live, taps.above, taps.before, dilation)
         return _forward(x, window, bias, residual, activation, *where, save)[0]
-    y = residual + reference.activate(masked_conv2d_by_taps(x, weight, bias, taps, mask, dilation), activation)
+    h = masked_conv2d_by_taps(x, weight, bias, taps, mask, dilation)
+    if not runs_as_written():
+        y = residual + reference.activate(h, activation)
+    elif h.requires_grad:
+        y = residual + _activate_in_place(h, activation)
+    else:
+        y = _activate_in_place(h, activation).add_(residual)
     return y.contiguous(memory_format=layout_of(x))  # a sum takes the layout of its first term
+
+
+def _activate_in_place(h: Tensor, activation: Activation) -> Tensor:
+    """:func:`fastvae.reference.activate` in the memory of ``h``, which is nobody else's: its gradient needs y only."""
+    if activation == "none":
+        return h
+    return h.relu_() if activation == "relu" else F.elu_(h)
 
 
 @torch.library.custom_op("fastvae::masked_residual", mutates_args=())

@@ -132,12 +132,12 @@ class Inverse:
         terms = [term.compute(known, noise) for term in self._lowered.terms]
         if context is not None:
             terms = [t.reshape(*context.shape[:-1], -1) if t.ndim == 2 else t for t in terms]
-        return ops.solve_masked_mlp(noise, self.plan, self._lowered.weight_values(known), terms, self.draw)
+        return ops.solve_masked_mlp(noise, self.plan, self._lowered.weight_values(known, noise), terms, self.draw)
 
     def _prepare(self) -> None:
         """Trace and plan, if what they depend on has changed."""
         state = live_state(self._model)
-        if self._signature is not None and self._signature == self._sign(state):
+        if self._signature is not None and self._signature == self._sign(state) and self._has_same_masks(state):
             return
         self._masks = masks = {name for name, tensor in state.items() if _is_mask(tensor)}
         like = next((t for t in state.values() if t.is_floating_point()), torch.zeros(0))
@@ -153,20 +153,26 @@ class Inverse:
         # what is zero whatever the weights are: a weight may be zero at the start of training without being masked
         filled = {name: tensor if name in masks else _filled(tensor) for name, tensor in state.items()}
         known = self._trace.evaluate(lowered.nodes, filled, context)
-        kept = [weight != 0 for weight in lowered.weight_values(known)]
+        kept = [weight != 0 for weight in lowered.weight_values(known, x)]
         try:
             plan = ops.plan_masked_mlp(lowered.program, kept, self._features, num_params, layout=self._layout)
         except ops.NotAutoregressiveError as error:
             raise NotAutoregressiveError(f"{type(self.net).__name__}: {error}") from None
         self.plan, self._signature = plan.to(x.device), self._sign(state)
+        self._kept = {name: state[name].detach().clone() for name in masks}
 
     def _sign(self, state: dict[str, Tensor]) -> Any:
         """What a plan depends on; weights are not looked at."""
         return (
             [(name, t.shape, t.dtype, t.device) for name, t in state.items()],
-            [(id(t), t._version) for name, t in state.items() if name in self._masks],
             [module.training for module in self._model.modules()],
         )
+
+    def _has_same_masks(self, state: dict[str, Tensor]) -> bool:
+        """By value: ``mask.data.copy_()`` leaves no other trace."""
+        if any(t.is_cuda for t in state.values()) and torch.cuda.is_current_stream_capturing():
+            return True  # a graph replays the plan that it was captured with
+        return all(torch.equal(kept, state[name]) for name, kept in self._kept.items())
 
     @torch.no_grad()
     def _check(self) -> None:

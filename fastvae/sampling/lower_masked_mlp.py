@@ -1,7 +1,9 @@
 """Lower: from the trace of an autoregressive network of linear layers to the program that one-pass sampling runs."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,18 +31,19 @@ _PLAIN_ACTIVATIONS = {
     aten.tanh.default: "tanh",
 }
 _VOCABULARY = (
-    "linear layers, ReLU, LeakyReLU, ELU, GELU, SiLU, Sigmoid, Softplus, Tanh, sums, products, GLU, and concatenation "
-    "before a linear layer"
+    "linear layers, ReLU, LeakyReLU, ELU, GELU, SiLU, Sigmoid, Softplus, Tanh, sums, products, GLU, concatenation, and "
+    "units taken by slices, splits, indices and flips"
 )
 
 
 @dataclass(frozen=True)
 class Term:
-    """What does not depend on the values to be drawn: biases, constants, what follows from the context.
+    """What does not depend on the values to be drawn: weights, biases, constants, what follows from the context.
 
     Attributes:
         nodes: of the trace, which ``compute`` reads.
-        compute: from their values and a tensor of the wanted dtype and device to (units,) or (B, units).
+        compute: from their values and a tensor of the wanted dtype and device to (units,) or (B, units), for weights
+            to (out, in).
     """
 
     nodes: tuple[fx.Node, ...]
@@ -62,24 +65,24 @@ class LoweredMLP:
 
     Attributes:
         program: as :func:`fastvae.ops.plan_masked_mlp` takes it.
-        weights: for each weight, the node of its transpose (in, out) and the rows of that which it has.
+        weights: of the program.
         terms: of the program.
         num_outputs: units of the last node.
     """
 
     program: str
-    weights: list[tuple[fx.Node, slice]]
+    weights: list[Term]
     terms: list[Term]
     num_outputs: int
 
     @property
     def nodes(self) -> list[fx.Node]:
         """Of the trace, everything that has to be evaluated."""
-        return [*(node for node, _ in self.weights), *(node for term in self.terms for node in term.nodes)]
+        return [node for term in (*self.weights, *self.terms) for node in term.nodes]
 
-    def weight_values(self, known: Known) -> list[Tensor]:
+    def weight_values(self, known: Known, like: Tensor) -> list[Tensor]:
         """(out, in) each."""
-        return [known[node][rows].t() for node, rows in self.weights]
+        return [weight.compute(known, like) for weight in self.weights]
 
 
 def lower_masked_mlp(trace: Trace) -> LoweredMLP:
@@ -96,7 +99,7 @@ class _Lowering:
         self.trace = trace
         self.text: list[str] = []
         self.sizes = [trace.image.meta["val"].shape[1]]  # of every node of the program, the input first
-        self.weights: list[tuple[fx.Node, slice]] = []
+        self.weights: list[Term] = []
         self.terms: list[Term] = []
         self.values: dict[fx.Node, tuple[Part, ...]] = {trace.image: (Part(self.sizes[0], number=0),)}
 
@@ -116,10 +119,14 @@ class _Lowering:
 
     def translate(self, node: fx.Node) -> tuple[Part, ...]:
         target, args = node.target, node.args
+        if target is operator.getitem:
+            return self.piece_of_split(*args)  # type: ignore[arg-type]
         if target in _SAME and node.meta["val"].shape[0] == self.trace.batch:
             return self.units(node, args[0])
         if any(len(source.meta["val"].shape) != 2 for source in node.all_input_nodes if source in self.values):
             raise self.error(node, "works on something else than (rows, units)")
+        if (found := self.taken(node)) is not None:
+            return found
         if target is aten.cat.default and args[1:] in ((1,), (-1,)):
             return tuple(part for source in args[0] for part in self.parts(node, source))  # type: ignore[union-attr]
         if target is aten.mm.default:
@@ -152,8 +159,7 @@ class _Lowering:
             term = -1
             if is_first and (bias is not None or contexts):
                 term = self.add_term(self.affine_term(node, weight, bias, contexts))
-            self.weights.append((weight, rows))
-            earlier, result = result, self.append(f"linear {number} {len(self.weights) - 1} {term}", node)
+            earlier, result = result, self.product(number, _rows_of(weight, rows), term, node.meta["val"].shape[-1])
             if not is_first:
                 result = self.append(f"add {earlier[0].number} {result[0].number}", node)
         return result
@@ -173,7 +179,8 @@ class _Lowering:
     def glu(self, node: fx.Node) -> tuple[Part, ...]:
         parts = self.units(node, node.args[0])
         if len(parts) != 2 or parts[0].size != parts[1].size:
-            raise self.error(node, "splits the units of one layer; make the two halves by layers of their own")
+            whole, half = self.single(node, node.args[0]), node.meta["val"].shape[-1]
+            parts = self.rows(whole, range(half)) + self.rows(whole, range(half, 2 * half))
         value, gate = parts
         if gate.number is None:
             term = self.term(node, gate.context, torch.sigmoid)
@@ -255,6 +262,78 @@ class _Lowering:
         self.text.append(text)
         return (Part(node.meta["val"].shape[-1], number=len(self.text)),)
 
+    def product(self, number: int | None, weight: Term, term: int, size: int) -> tuple[Part, ...]:
+        """A linear node of the program."""
+        self.weights.append(weight)
+        self.text.append(f"linear {number} {len(self.weights) - 1} {term}")
+        return (Part(size, number=len(self.text)),)
+
+    def rows(self, part: Part, units: Sequence[int]) -> tuple[Part, ...]:
+        """Some units of a value, by a product with zeros and ones."""
+        return self.product(part.number, _one_hot((), _constant(units), part.size), -1, len(units))
+
+    def taken(self, node: fx.Node) -> tuple[Part, ...] | None:
+        """Units of one value in another order, or some of them; None for other operators."""
+        target = node.target
+        args: list[Any] = list(node.args)
+        if target is aten.stack.default:
+            return self.stacked(node, *args)
+        if target is aten.index.Tensor and len(args[1]) == 2 and args[1][0] is None:
+            return self.indexed(node, args[0], args[1][1])
+        if target is aten.index_select.default and args[1] in (1, -1):
+            return self.indexed(node, args[0], args[2])
+        if target is aten.flip.default and args[1] in ([1], [-1]):
+            whole = self.single(node, args[0])
+            return self.rows(whole, range(whole.size - 1, -1, -1))
+        if target is aten.slice.Tensor and args[1:] in ([], [0], [0, 0, 2**63 - 1]):
+            return self.units(node, args[0])  # all rows of the batch
+        if target in (aten.split.Tensor, aten.split_with_sizes.default) and args[2:] in ([1], [-1]):
+            return self.units(node, args[0])  # getitem takes the pieces
+        if target is aten.slice.Tensor and args[1] in (1, -1):
+            whole = self.single(node, args[0])
+            return self.rows(whole, range(whole.size)[slice(*args[2:])])
+        return None
+
+    def indexed(self, node: fx.Node, source: Any, index: fx.Node) -> tuple[Part, ...]:
+        """Units at constant places."""
+        if self.trace.kinds[index] not in ("literal", "static") or len(index.meta["val"].shape) != 1:
+            raise self.error(node, "takes units by an index that is no constant of shape (units,)")
+        whole = self.single(node, source)
+        weight = _one_hot((index,), lambda known: known[index], whole.size)
+        return self.product(whole.number, weight, -1, node.meta["val"].shape[-1])
+
+    def piece_of_split(self, source: fx.Node, number: int) -> tuple[Part, ...]:
+        """One result of ``split`` or ``chunk``."""
+        whole = self.single(source, source.args[0])
+        ends = [0, *accumulate(piece.shape[-1] for piece in source.meta["val"])]
+        return self.rows(whole, range(ends[number], ends[number + 1]))
+
+    def stacked(self, node: fx.Node, sources: list[fx.Node], dim: int = 0) -> tuple[Part, ...]:
+        """P values of D units as (N, D, P) or (N, P, D)."""
+        if dim not in (1, 2, -1):
+            raise self.error(node, "stacks along another dimension than that of units or parameters")
+        whole = self.joined(node, tuple(part for source in sources for part in self.parts(node, source)))
+        size = whole.size // len(sources)
+        if dim == 1:
+            return (whole,)
+        return self.rows(whole, [p * size + d for d in range(size) for p in range(len(sources))])
+
+    def joined(self, node: fx.Node, parts: tuple[Part, ...]) -> Part:
+        """A concatenation as one value: each part put to its place by a product with zeros and ones."""
+        if any(part.number is None for part in parts):
+            raise self.error(node, "works on a concatenation with the context")
+        total, first = sum(part.size for part in parts), 0
+        result: Part | None = None
+        for part in parts:
+            places = _one_hot((), _constant(range(first, first + part.size)), total)
+            (moved,) = self.product(part.number, _transposed(places), -1, total)
+            if result is not None:
+                self.text.append(f"add {result.number} {moved.number}")
+                moved = Part(total, number=len(self.text))
+            result, first = moved, first + part.size
+        assert result is not None  # torch concatenates at least one tensor
+        return result
+
     def depends(self, operand: Any) -> bool:
         return isinstance(operand, Part) or (isinstance(operand, fx.Node) and operand in self.values)
 
@@ -273,9 +352,36 @@ class _Lowering:
 
     def single(self, node: fx.Node, operand: Any) -> Part:
         parts = self.units(node, operand)
-        if len(parts) != 1:
-            raise self.error(node, "works on a concatenation")
-        return parts[0]
+        if len(parts) == 1:
+            return parts[0]
+        whole = self.joined(node, parts)
+        if isinstance(operand, fx.Node):
+            self.values[operand] = (whole,)  # once, however often it is read
+        return whole
+
+
+def _one_hot(nodes: tuple[fx.Node, ...], index: Callable[[Known], Tensor], size: int) -> Term:
+    """The matrix (units, size) that takes the units of an index out of ``size`` ones."""
+
+    def compute(known: Known, like: Tensor) -> Tensor:
+        places = index(known).to(like.device) % size  # negative ones count from the end
+        return torch.nn.functional.one_hot(places.long(), size).to(like.dtype)
+
+    return Term(nodes, compute)
+
+
+def _constant(units: Sequence[int]) -> Callable[[Known], Tensor]:
+    index = torch.tensor(units)
+    return lambda known: index
+
+
+def _transposed(term: Term) -> Term:
+    return Term(term.nodes, lambda known, like: term.compute(known, like).t())
+
+
+def _rows_of(weight: fx.Node, rows: slice) -> Term:
+    """Of a node that gives (in, out), some inputs, as (out, in)."""
+    return Term((weight,), lambda known, like: known[weight][rows].t())
 
 
 def _activation(node: fx.Node) -> str | None:

@@ -188,13 +188,14 @@ def _kernel(
 ):
     """Partial sums of log-probabilities into ``out_ptr``, or the gradient of the parameters in their strides."""
     num_blocks: tl.constexpr = (NUM_SITES + BLOCK_SITES - 1) // BLOCK_SITES
-    row = (tl.program_id(0) // num_blocks).to(tl.int64)
+    place = tl.program_id(0) // num_blocks
+    row = place.to(tl.int64)
     sites = (tl.program_id(0) % num_blocks) * BLOCK_SITES + tl.arange(0, BLOCK_SITES)
     live = sites < NUM_SITES
     step = (row - row) + stride_params_param  # 64 bits
     pixel = row * stride_params_row + sites * stride_params_site
-    # the data repeat: one block of them for every importance sample
-    data = (row % num_data) * (NUM_CHANNELS * NUM_SITES) + sites
+    # the data repeat: one block of them for every importance sample; a remainder of 64 bits would be a call
+    data = (place % num_data).to(tl.int64) * (NUM_CHANNELS * NUM_SITES) + sites
     x0 = tl.load(x_ptr + data, mask=live, other=0).to(tl.float32)
     x1, x2 = x0, x0
     if NUM_CHANNELS == 3:

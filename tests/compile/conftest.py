@@ -1,83 +1,12 @@
-"""Compiles a kernel for an architecture that need not be present, and reads what the assembler made of it."""
+"""The fixture that compiles a kernel for an architecture that need not be present."""
 
-import re
-import subprocess
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 pytest.importorskip("triton", reason="cross-compilation needs triton, which is not installed")
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}  # bytes one program may use
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """One kernel for one architecture."""
-
-    arch: int
-    registers: int  # per thread
-    spills: int  # bytes of local memory per thread: 0 where everything fits into registers
-    shared: int  # bytes per program, including what is allocated at launch
-    ptx: str
-
-    @property
-    def shared_limit(self) -> int:
-        return SHARED_MEMORY[self.arch]
-
-
-def compile_for(
-    kernel: Any,
-    signature: Mapping[str, str],
-    constexprs: Mapping[str, Any],
-    arch: int,
-    *,
-    num_warps: int = 4,
-    num_stages: int = 3,
-    divisible: Sequence[str] = (),
-) -> Compiled:
-    """Compile ``kernel`` for sm_``arch``.
-
-    ``signature`` gives the types of the run-time arguments ("*fp32", "i32", ...), ``constexprs`` the values of the
-    others (None for a pointer that is not given), ``divisible`` the names of those known to be divisible by 16: at a
-    launch that is every aligned pointer and every integer that happens to be.
-    """
-    names = list(kernel.arg_names)
-    unknown = (set(signature) | set(constexprs) | set(divisible)) - set(names)
-    missing = set(names) - set(signature) - set(constexprs)
-    if unknown or missing:
-        raise ValueError(f"{kernel}: unknown arguments {sorted(unknown)}, missing arguments {sorted(missing)}")
-    source = ASTSource(
-        fn=kernel,
-        signature={name: signature.get(name, "constexpr") for name in names},
-        constexprs=dict(constexprs),
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
-    )
-    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    registers, local = _resources(compiled.asm["cubin"])
-    return Compiled(arch, registers, local, compiled.metadata.shared, compiled.asm["ptx"])
-
-
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory of one thread."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump reported no resource usage:\n{usage}")
-    return int(found[1]), int(found[2]) + int(found[3])
+from benchmarks.cross_compile import Compiled, compile_for
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: MADE(3, [3])(torch.zeros(2, 3), torch.zeros(2, 1)), ValueError, "context must be None, got shape"),
     (lambda: MADE(3, [3], context_features=2)(torch.zeros(2, 3)), ValueError, "context is missing"),
     (lambda: MADE(3, [3]).solve(torch.zeros(2, 3)), ValueError, "draw 'affine' takes 2 parameter"),
-    (lambda: MADE(3, [3]).sample(2, draw=abs), TypeError, "give solve the noise that a callable takes"),  # type: ignore[arg-type]
+    (lambda: MADE(3, [3]).sample(2, draw=abs), TypeError, "give solve_masked_mlp the noise that a callable takes"),  # type: ignore[arg-type]
     (lambda: MaskedLinear(2, 3, mask=torch.ones(2, 3).bool()), ValueError, r"shape \(3, 2\), got \(2, 3\)"),
     (lambda: MaskedLinear(2, 3, mask=torch.ones(3, 2)), TypeError, "mask must be a boolean tensor, got torch.float32"),
 ]

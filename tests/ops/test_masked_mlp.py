@@ -8,7 +8,15 @@ from torch import Tensor
 
 import fastvae
 from fastvae import reference
-from fastvae.ops import NotAutoregressiveError, masked_mlp_run, plan_masked_mlp, solve_masked_mlp
+from fastvae.ops import (
+    NotAutoregressiveError,
+    masked_mlp_run,
+    normal,
+    plan_masked_mlp,
+    sample_masked_mlp,
+    solve_masked_mlp,
+    uniform,
+)
 
 PROGRAMS = {
     "linear": "linear 0 0 0",
@@ -151,6 +159,21 @@ def test_discrete_values_are_those_of_full_passes(draw: str, num_params: int) ->
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("draw", "num_params"), [("affine", 2), ("bernoulli", 1)])
+def test_addressed_samples_are_solutions_of_the_librarys_numbers(draw: str, num_params: int) -> None:
+    plan, weights, terms = random_network(PROGRAMS["two layers"], 11, 9, num_params)
+    terms[1] = torch.randn(6, 9, dtype=torch.float64)
+    ids = torch.arange(40, 46)
+    numbers = (normal if draw == "affine" else uniform)(
+        3, ids, torch.zeros(1, dtype=torch.long), 11, dtype=torch.float64
+    )
+    x = sample_masked_mlp(6, plan, weights, terms, draw, seed=3, first_id=40)
+    assert torch.equal(x, solve_masked_mlp(numbers[:, 0], plan, weights, terms, draw)[0])
+    assert not x.requires_grad
+    part = sample_masked_mlp(2, plan, weights, [terms[0], terms[1][4:], terms[2]], draw, seed=3, first_id=44)
+    torch.testing.assert_close(part, x[4:], rtol=1e-12, atol=1e-12)
+
+
 def test_rows_share_a_condition_that_broadcasts() -> None:
     plan, weights, terms = random_network(PROGRAMS["two layers"], 6, 8, 2)
     terms[1] = torch.randn(3, 8, dtype=torch.float64)
@@ -259,3 +282,21 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_bad_input(changed: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         solve_masked_mlp(**{**GOOD, **changed})
+
+
+BAD_SAMPLES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"num_samples": -1}, ValueError, r"num_samples must be an integer in \[0, "),
+    ({"seed": 2**64}, ValueError, r"seed must be an integer in \[0, "),
+    ({"first_id": 2**32 - 1}, ValueError, "rows must have numbers below"),
+    ({"draw": bounded}, TypeError, "give solve_masked_mlp the noise"),
+    ({"draw": "affine"}, ValueError, "draw 'affine' takes 2 parameter"),
+    ({"weights": []}, ValueError, "takes 1 weights and 1 terms, got 0 and 1"),
+    ({"terms": [torch.zeros(5, 3)]}, ValueError, r"terms\[0\] must have shape \(3,\) or \(2, 3\), got \(5, 3\)"),
+]
+
+
+@pytest.mark.parametrize(("changed", "error", "says"), BAD_SAMPLES)
+def test_bad_samples(changed: dict[str, Any], error: type[Exception], says: str) -> None:
+    good = {key: value for key, value in GOOD.items() if key != "noise"} | {"num_samples": 2}
+    with pytest.raises(error, match=says):
+        sample_masked_mlp(**{**good, **changed})

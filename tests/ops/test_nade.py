@@ -151,6 +151,18 @@ def test_module_any_order_state_and_addressed_samples() -> None:
     assert not torch.equal(nade.sample(17, seed=6), whole)
 
 
+@pytest.mark.parametrize("features", [1, 2, 7])
+def test_probabilities_sum_to_one_in_any_order(features: int) -> None:
+    x = torch.cartesian_prod(*[torch.arange(2)] * features).view(-1, features)
+    for order in (None, torch.randperm(features)):
+        _, parameters = inputs(1, features, 5)
+        total = nade_log_prob(x, *parameters, order).exp().sum()
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=1e-12, atol=1e-12)
+        # the gradient of a sum that is always one
+        for grad in torch.autograd.grad(total, parameters, materialize_grads=True):
+            assert grad.abs().max() < 1e-12
+
+
 def test_samples_have_the_distribution_of_the_model() -> None:
     nade = NADE(3, 4, order=[1, 2, 0])
     with torch.no_grad():

@@ -1,0 +1,179 @@
+"""What one program of each kernel has to compute, read and write: the model behind ``benchmarks.static_report``."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.cross_compile import Compiled
+
+__all__ = ["Work", "element_bytes", "products_of", "work_of"]
+
+TAPS, FLAT_TAPS = 5, 24  # of the layers that are assumed: 3x3 of type B, 7x7 of type A
+PIXELS = 4096  # that a program of a weight gradient sums over
+SAMPLES = 4096  # that a program of importance weights walks over
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one program.
+
+    Attributes:
+        flops: in products; other arithmetic is counted from the machine code.
+        bytes: that have to come from memory or go there once.
+        cached_bytes: that it loads and stores, from the common cache where others load them too.
+        in_flight: bytes that it can wait for at once.
+        trips: how often the body of its loop runs, where that body is nearly all of its code.
+    """
+
+    flops: float
+    bytes: float
+    cached_bytes: float
+    in_flight: float
+    trips: float | None = None
+
+
+def element_bytes(compiled: Compiled, pointer: str) -> int:
+    """Bytes of what a pointer points to."""
+    kind = compiled.signature[pointer].removeprefix("*")
+    return {"u8": 1, "i8": 1, "bf16": 2, "fp16": 2, "fp32": 4, "i32": 4, "fp64": 8, "i64": 8}[kind]
+
+
+def products_of(compiled: Compiled) -> str:
+    """What tensor cores multiply, "fp32" without them."""
+    precision = compiled.constexprs.get("PRECISION")
+    if precision is None:
+        return "fp32"
+    return "bf16" if precision == "ieee" else precision
+
+
+def work_of(compiled: Compiled) -> Work | None:
+    """The work of a program; None for serial kernels, whose time is their number of steps.
+
+    Raises:
+        KeyError: for a kernel without a model.
+    """
+    function = compiled.kernel.fn
+    model = _MODELS[function.__module__.rpartition(".")[2], function.__name__.strip("_")]
+    return model(compiled, compiled.constexprs) if model else None
+
+
+Model = Callable[[Compiled, Mapping[str, Any]], Work]
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _convolution(c: Compiled, m: Mapping[str, Any]) -> Work:
+    size, rows, columns = element_bytes(c, "x_ptr"), m["BLOCK_M"], min(m["BLOCK_N"], m["C_OUT"])
+    taps = m["KERNEL_SIZE"] ** 2 if "KERNEL_SIZE" in m else FLAT_TAPS if m["FLAT"] else TAPS
+    depth = taps * m["C_IN"]
+    given = sum(m.get(name, True) is not None for name in ("condition_ptr", "residual_ptr", "saved_ptr"))
+    results = rows * columns * size * (1 + (given if "ACTIVATION" in m else 0))
+    once = rows * m["C_IN"] * size * columns / m["C_OUT"] + results  # others of its pixels share the input
+    in_flight = max(1, c.num_stages - 1) * (m["BLOCK_M"] + m["BLOCK_N"]) * m["BLOCK_K"] * size
+    return Work(2 * rows * columns * depth, once, depth * (rows + columns) * size + results, in_flight)
+
+
+def _weight_gradient(c: Compiled, m: Mapping[str, Any]) -> Work:
+    size, rows, columns = element_bytes(c, "x_ptr"), m["BLOCK_M"], m["BLOCK_N"]
+    taps = m["KERNEL_SIZE"] ** 2 if "KERNEL_SIZE" in m else FLAT_TAPS if m["FLAT"] else TAPS
+    loaded, partial = PIXELS * (rows + columns) * size, 4 * rows * columns
+    once = PIXELS * (min(rows, m["C_OUT"]) + min(columns, m["C_IN"])) * size / taps  # all taps read the same pixels
+    in_flight = max(1, c.num_stages - 1) * (rows + columns) * m["BLOCK_K"] * size
+    return Work(2 * rows * columns * PIXELS, once + partial, loaded + partial, in_flight)
+
+
+def _epilogue(c: Compiled, m: Mapping[str, Any]) -> Work:
+    values = m["BLOCK"] * (5 if m["ACTIVATION"] == "gate" else 3) * element_bytes(c, "saved_ptr")
+    return Work(0, values, values, values * 3 / 5, trips=1)
+
+
+def _pointwise(*pointers: str, columns: str = "NUM_COLS", repeated: tuple[str, ...] = ()) -> Model:
+    """A walk over rows, which reads or writes an element of each pointer for each column."""
+
+    def model(c: Compiled, m: Mapping[str, Any]) -> Work:
+        rows, width = m.get("BLOCK_ROWS", m.get("REPEATS", 1)), m[columns]
+        if "REPEATS" in m:
+            width = m["BLOCK_COLS"]
+        present = [name for name in pointers if name in c.signature]
+        once = sum(rows * width * element_bytes(c, name) for name in present if name not in repeated)
+        every = sum(rows * width * element_bytes(c, name) for name in present)
+        trips = m["REPEATS"] if "REPEATS" in m else _ceil(width, m["BLOCK_COLS"])
+        return Work(0, once, every, every / trips, trips)
+
+    return model
+
+
+def _categorical(passes: int) -> Model:
+    def model(c: Compiled, m: Mapping[str, Any]) -> Work:
+        size = m["BLOCK_VALUES"] * m["NUM_LEVELS"] * element_bytes(c, "logits_ptr")
+        trips = _ceil(m["NUM_LEVELS"], m["BLOCK_LEVELS"])
+        forward = passes == 1
+        return Work(0, size if forward else 2 * size, size * (1 if forward else 3), size / trips, trips)
+
+    return model
+
+
+def _mixture(c: Compiled, m: Mapping[str, Any]) -> Work:
+    parameters = m["NUM_COMPONENTS"] * {1: 3, 3: 10}[m["NUM_CHANNELS"]]
+    size = m["BLOCK_SITES"] * parameters * element_bytes(c, "params_ptr")
+    total = 2 * size if m["IS_BACKWARD"] else size
+    return Work(0, total, total, size / m["NUM_COMPONENTS"], trips=m["NUM_COMPONENTS"])
+
+
+def _weights(c: Compiled, m: Mapping[str, Any]) -> Work:
+    size = SAMPLES * m["BLOCK_POINTS"] * element_bytes(c, "log_w_ptr")
+    trips = SAMPLES / m["BLOCK_SAMPLES"]
+    return Work(0, size, size, size / trips, trips)
+
+
+def _last_layer(outputs_of: Callable[[Mapping[str, Any]], int]) -> Model:
+    """A tile of rows, or of rows and outputs, of a linear layer that stays in registers.
+
+    Its code is counted once for each tile of outputs: more than once for the products, less for what precedes them.
+    """
+
+    def model(c: Compiled, m: Mapping[str, Any]) -> Work:
+        size, rows, columns = element_bytes(c, "h_ptr"), m["BLOCK_ROWS"], m["BLOCK_COLS"]
+        outputs = outputs_of(m)
+        loaded = _ceil(outputs, columns) * m["INNER"] * (rows + columns) * size
+        written = rows * outputs * size if "grad_logits_ptr" in c.signature else 0
+        once = rows * m["INNER"] * size + written
+        in_flight = max(1, c.num_stages - 1) * (rows + columns) * m["BLOCK_INNER"] * size
+        return Work(2 * rows * outputs * m["INNER"], once, loaded + written, in_flight, trips=_ceil(outputs, columns))
+
+    return model
+
+
+_GAUSSIAN = ("x_ptr", "loc_ptr", "log_scale_ptr")
+_MODELS: dict[tuple[str, str], Model | None] = {
+    ("masked_conv2d", "conv_kernel"): _convolution,
+    ("locally_masked_conv2d", "conv_kernel"): _convolution,
+    ("masked_conv2d_grad_weight", "grad_weight_kernel"): _weight_gradient,
+    ("locally_masked_conv2d", "grad_weight_kernel"): _weight_gradient,
+    ("masked_conv2d_epilogues", "epilogue_backward_kernel"): _epilogue,
+    ("bernoulli_log_prob", "forward_kernel"): _pointwise("x_ptr", "logits_ptr", repeated=("x_ptr",)),
+    ("bernoulli_log_prob", "backward_kernel"): _pointwise(
+        "x_ptr", "logits_ptr", "grad_logits_ptr", repeated=("x_ptr",)
+    ),
+    ("gaussian_log_prob", "forward_kernel"): _pointwise(*_GAUSSIAN, repeated=("x_ptr",)),
+    ("gaussian_log_prob", "backward_kernel"): _pointwise(
+        *_GAUSSIAN, "grad_loc_ptr", "grad_log_scale_ptr", repeated=("x_ptr",)
+    ),
+    ("gaussian_log_prob", "shared_backward_kernel"): _pointwise(
+        "x_ptr", "loc_ptr", "grad_loc_ptr", repeated=("x_ptr",)
+    ),
+    ("categorical_log_prob", "forward_kernel"): _categorical(1),
+    ("categorical_log_prob", "backward_kernel"): _categorical(2),
+    ("logistic_mixture_log_prob", "kernel"): _mixture,
+    ("log_weights", "update_kernel"): _weights,
+    ("linear_bernoulli_log_prob", "forward_kernel"): _last_layer(lambda m: m["NUM_COLS"]),
+    ("linear_bernoulli_log_prob", "grad_logits_kernel"): _last_layer(lambda m: m["BLOCK_COLS"]),
+    ("linear_gaussian_log_prob", "forward_kernel"): _last_layer(
+        lambda m: m["NUM_VALUES"] * (1 if m.get("log_scale_ptr", 0) is not None else 2)
+    ),
+    ("linear_categorical_log_prob", "forward_kernel"): _last_layer(lambda m: 8 * m["NUM_LEVELS"]),
+    ("nade", "scan_kernel"): None,
+    ("nade", "backward_kernel"): None,
+}

@@ -1,0 +1,74 @@
+"""The model behind the static report knows every kernel, and its arithmetic is what can be done by hand."""
+
+import importlib
+import pkgutil
+
+import fastvae_kernels
+import pytest
+import triton
+
+from benchmarks.cross_compile import Compiled
+from benchmarks.static_report import predict, resident_programs
+from benchmarks.static_work import Work, work_of
+
+
+def compiled(registers: int = 64, shared: int = 0, **constexprs: object) -> Compiled:
+    return Compiled(
+        kernel=None,
+        signature={},
+        constexprs=constexprs,
+        arch=90,
+        num_warps=4,
+        num_stages=3,
+        registers=registers,
+        spills=0,
+        shared=shared,
+        ptx="",
+        cubin=b"",
+    )
+
+
+def test_every_kernel_has_a_model() -> None:
+    unknown = []
+    for module in pkgutil.iter_modules(fastvae_kernels.__path__):
+        members = vars(importlib.import_module(f"fastvae_kernels.{module.name}"))
+        for name, member in members.items():
+            if not (isinstance(member, triton.JITFunction) and name.endswith("kernel")):
+                continue
+            try:
+                work_of(compiled_of(member))
+            except LookupError as error:
+                if error.args == ((member.fn.__module__.rpartition(".")[2], name.strip("_")),):
+                    unknown.append(f"{module.name}.{name}")
+    assert not unknown, "benchmarks/static_work.py has no model of these"
+
+
+def compiled_of(kernel: object) -> Compiled:
+    return Compiled(**vars(compiled()) | {"kernel": kernel})
+
+
+@pytest.mark.parametrize(("registers", "shared", "programs"), [(64, 0, 8), (65, 0, 7), (32, 100_000, 2), (255, 0, 2)])
+def test_resident_programs_are_those_that_registers_and_shared_memory_allow(
+    registers: int, shared: int, programs: int
+) -> None:
+    assert resident_programs(compiled(registers, shared)) == programs
+
+
+def test_the_slowest_ceiling_binds() -> None:
+    # 4.8 TB/s over 132 multiprocessors of 1.83 GHz: 19.87 bytes in a cycle
+    memory = predict(compiled(), Work(flops=0, bytes=1e6, cached_bytes=1e6, in_flight=1e6), {})
+    assert memory.bound_by == "memory"
+    assert memory.cycles == pytest.approx(1e6 / 19.87, rel=1e-3)
+    assert memory.of_limit == 1
+    # eight programs of 4 warps wait for 1 KiB each, 700 cycles at a time
+    latency = predict(compiled(), Work(flops=0, bytes=1e6, cached_bytes=1e6, in_flight=1024), {})
+    assert latency.bound_by == "latency"
+    assert latency.cycles == pytest.approx(1e6 * 700 / 8192)
+    # 989 TFLOP/s are 4094 in a cycle; warp-level instructions reach 0.62 of that
+    products = Work(flops=1e9, bytes=0, cached_bytes=0, in_flight=1)
+    half = compiled(PRECISION="ieee")
+    assert predict(half, products, {"HGMMA": 1}).cycles == pytest.approx(1e9 / 4094, rel=1e-3)
+    assert predict(half, products, {"HMMA": 1}).of_limit == pytest.approx(0.62)
+    # a body of 1000 instructions, twice, in 128 threads at 128 in a cycle
+    body = Work(flops=0, bytes=1, cached_bytes=1, in_flight=1e6, trips=2)
+    assert predict(compiled(), body, {"FFMA": 1000}).cycles == pytest.approx(2000)
