@@ -98,7 +98,8 @@ class Engine:
     ) -> Any:
         """A program for so many images, with the present weights and the condition (batch, ...).
 
-        ``backend``: what runs it; ``steps``: the only steps of the plan in which something is drawn, see :meth:`fastvae.sampling.Plan.only`.
+        ``backend``: what runs it; ``steps``: the only steps of the plan in which something is drawn, see
+        :meth:`fastvae.sampling.Plan.only`.
         """
         assert self._compiled is not None
         values = self._compiled.values(condition)

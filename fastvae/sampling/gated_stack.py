@@ -196,7 +196,9 @@ def _taps(layer: Layer, offsets: list[Offset], count: int, values: dict[fx.Node,
         return weight.new_zeros(count, size, 2 * size)
     width = layer.op.reads[0].value.operator.features[0]
     matrices = packed_matrices(layer, offsets, values, width, layer.width)
-    return torch.stack([_paired(matrix, size) for matrix in matrices]) if count else matrices.new_zeros(0, size, 2 * size)
+    return (
+        torch.stack([_paired(matrix, size) for matrix in matrices]) if count else matrices.new_zeros(0, size, 2 * size)
+    )
 
 
 def _paired(matrix: Tensor, size: int, rows: int | None = None) -> Tensor:

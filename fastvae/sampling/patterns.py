@@ -231,4 +231,3 @@ def packed_bias(layer: Layer, values: Values, plan: Plan, batch: int, size: int)
 
 def _name(op: Operator) -> str:
     return str(op.node.target) if isinstance(op, Map) else type(op).__name__
-

@@ -187,7 +187,9 @@ def _biases(
     VARIES: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     """:func:`parameters`, (ROWS, OUT)."""
-    found = parameters(bias_ptr, layer, pixel, image, is_live, channel, layer_step, pixel_step, image_step, VARIES, ROWS)
+    found = parameters(
+        bias_ptr, layer, pixel, image, is_live, channel, layer_step, pixel_step, image_step, VARIES, ROWS
+    )
     return tl.zeros([ROWS, OUT], tl.float32) + found
 
 
@@ -197,6 +199,8 @@ def _add_image(
     NUM_VALUES: tl.constexpr, REDUCED: tl.constexpr, OUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add what a first layer computes from earlier pixels."""
-    pixels = image_taps(image_ptr, image_tap_ptr, y, x, is_live, image, height, width, scale, shift, NUM_VALUES, REDUCED)
+    pixels = image_taps(
+        image_ptr, image_tap_ptr, y, x, is_live, image, height, width, scale, shift, NUM_VALUES, REDUCED
+    )
     w = tl.load(weight_ptr + tl.arange(0, REDUCED)[:, None] * OUT + tl.arange(0, OUT)[None, :])
     return tl.dot(pixels.to(w.dtype), w, acc, input_precision=PRECISION)

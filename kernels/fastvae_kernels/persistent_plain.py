@@ -86,9 +86,7 @@ def plain_kernel(
         pixels = image_taps(
             image_ptr, image_tap_ptr, y, x, is_live, image, height, width, scale, shift, NUM_VALUES, REDUCED
         )
-        h = parameters(
-            bias_ptr, 0, pixel, image, is_live, channel, bias_layer, bias_pixel, bias_image, VARIES, ROWS
-        )
+        h = parameters(bias_ptr, 0, pixel, image, is_live, channel, bias_layer, bias_pixel, bias_image, VARIES, ROWS)
         first = tl.load(first_ptr + k[:, None] * CHANNELS + channel[None, :])
         h = tl.dot(pixels.to(dtype), first, h, input_precision=PRECISION)
         cells = ring_cells(step, y, 0, own, length, SLOTS, IMAGES, CHANNELS)
