@@ -104,7 +104,7 @@ class GatedNet:
     def offsets(self) -> list[Offset]:
         """What later vertical layers read of earlier steps."""
         taps = {offset for layer in self.layers[1:] for offset in layer.vertical.taps}
-        return sorted(taps - {(0, self.newest)})  # type: ignore[arg-type]
+        return sorted(taps - {(0, self.newest)})
 
     @property
     def row_offsets(self) -> list[Offset]:
@@ -191,14 +191,12 @@ class GatedNet:
 
 def _taps(layer: Layer, offsets: list[Offset], count: int, values: dict[fx.Node, Tensor], size: int) -> Tensor:
     """(count, size, 2 size), zero without offsets: the first layer reads the image."""
-    if not offsets:
+    if not offsets or not count:
         weight = values[layer.op.weight]
         return weight.new_zeros(count, size, 2 * size)
     width = layer.op.reads[0].value.operator.features[0]
     matrices = packed_matrices(layer, offsets, values, width, layer.width)
-    return (
-        torch.stack([_paired(matrix, size) for matrix in matrices]) if count else matrices.new_zeros(0, size, 2 * size)
-    )
+    return torch.stack([_paired(matrix, size) for matrix in matrices])
 
 
 def _paired(matrix: Tensor, size: int, rows: int | None = None) -> Tensor:
@@ -288,12 +286,11 @@ def _match_sum(plan: Plan, op: Operator) -> tuple[Layer, Layer]:
     pair = operands(before, (aten.add.Tensor,), reason)
     while any(isinstance(each, Constant) for each in pair):
         added += [(each, before.box) for each in pair if isinstance(each, Constant)]
-        (read,) = (each for each in pair if isinstance(each, Read))
-        before = read_of(plan, read)
+        (source,) = (each for each in pair if isinstance(each, Read))
+        before = read_of(plan, source)
         pair = operands(before, (aten.add.Tensor,), reason)
     found = []
-    for read in pair:
-        assert isinstance(read, Read)
+    for read in (each for each in pair if isinstance(each, Read)):
         require(not read.value.views, "splits, joins or permutes channels before a gate")
         window = moved(image_box(plan), read.offset)
         require(read.value.box & window == window, "shifts a link without its bias")

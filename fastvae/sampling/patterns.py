@@ -74,7 +74,7 @@ def operands(op: Operator, functions: Any, reason: str) -> list[Read | Constant]
 
 def activation_of(op: Operator) -> str | None:
     """The name of an activation, None for any other operator; an ELU has no options but ones."""
-    kind = ACTIVATIONS.get(getattr(op, "function", None))
+    kind = ACTIVATIONS.get(getattr(op, "function", None))  # type: ignore[arg-type]
     options = [*op.node.args[1:], *op.node.kwargs.values()]
     return kind if all(each == 1 for each in options) and (kind == "elu" or not options) else None
 

