@@ -56,6 +56,7 @@ def compile_for(
     num_warps: int = 4,
     num_stages: int = 3,
     divisible: Sequence[str] = (),
+    most_registers: int | None = None,
 ) -> Compiled:
     """Compile ``kernel`` for sm_``arch``.
 
@@ -75,6 +76,8 @@ def compile_for(
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
     )
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    if most_registers is not None:
+        options["maxnreg"] = most_registers
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, local = _resources(compiled.asm["cubin"])
     result = Compiled(

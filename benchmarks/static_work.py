@@ -150,6 +150,8 @@ def _last_layer(outputs_of: Callable[[Mapping[str, Any]], int]) -> Model:
 
 _GAUSSIAN = ("x_ptr", "loc_ptr", "log_scale_ptr")
 _MODELS: dict[tuple[str, str], Model | None] = {
+    ("persistent_plain", "plain_kernel"): None,
+    ("persistent_gated", "gated_kernel"): None,
     ("masked_conv2d", "conv_kernel"): _convolution,
     ("locally_masked_conv2d", "conv_kernel"): _convolution,
     ("masked_conv2d_grad_weight", "grad_weight_kernel"): _weight_gradient,

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from .backends import BACKENDS, BackendName
 from .engine import Likelihood
 from .inputs import require_sizes, require_tensor
 from .sampler import Sampler
@@ -21,6 +22,7 @@ def compile_sampler(
     example_condition: Tensor | None = None,
     fallback: Literal["naive"] | None = None,
     schedule: Literal["auto", "wavefront", "row", "levels"] = "auto",
+    backend: BackendName = "auto",
 ) -> Sampler:
     r"""Plan exact sampling for a causal network as it is.
 
@@ -60,6 +62,12 @@ def compile_sampler(
             are probed at one random image when it is compiled.
         schedule: "wavefront", "row" (one pixel after the other, what reads finished rows only a whole row at once), or
             "auto" for the one whose estimated time is shorter at the batch size; ``plan`` tells why.
+        backend: "torch" runs the steps as torch calls; "cuda_graph" captures those of a whole image once per batch size
+            and replays them; "triton" draws whole images in one launch of a persistent kernel, for plain masked and
+            gated two-stack nets. The last two need a CUDA device, and draw neither completions nor at other
+            temperatures: a call that they cannot serve raises ``RuntimeError``. "auto" takes what
+            :func:`fastvae.backend` forces, else the one that was measured to be the fastest for the batch size on the
+            device, else torch; the sampler prints what it can use and why.
 
     Returns:
         A :class:`Sampler`.
@@ -90,6 +98,8 @@ def compile_sampler(
         )
     if fallback not in (None, "naive"):
         raise ValueError(f"fallback must be None or 'naive', got {fallback!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if condition_shape is not None and example_condition is not None:
         raise ValueError("give condition_shape or example_condition, not both")
     if event_shape is None:
@@ -113,4 +123,4 @@ def compile_sampler(
         condition_shape = require_sizes("condition_shape", condition_shape)
     if schedule not in ("auto", "wavefront", "row", "levels"):
         raise ValueError(f"schedule must be 'auto', 'wavefront', 'row' or 'levels', got {schedule!r}")
-    return Sampler(model, shape, likelihood, condition_shape, fallback, schedule)
+    return Sampler(model, shape, likelihood, condition_shape, fallback, schedule, backend)

@@ -186,7 +186,7 @@ class Gaussian(Draw):
 
     def __init__(self, scale_owner: Any = None) -> None:
         self.num_params = 2 if scale_owner is None else 1
-        self._scale_owner = scale_owner  # asked at every draw: its log-scale may be trained or replaced
+        self.scale_owner = scale_owner  # asked at every draw: its log-scale may be trained or replaced
 
     def prepare(self, uniform: Tensor) -> Tensor:
         noise = torch.special.ndtri(uniform)
@@ -203,9 +203,9 @@ class Gaussian(Draw):
         return -0.5 * noise.square() - log_scale - 0.5 * math.log(2.0 * math.pi)
 
     def _log_scale(self, params: Tensor) -> Tensor:
-        if self._scale_owner is None:
+        if self.scale_owner is None:
             return params[..., 1]
-        return self._scale_owner.log_scale.detach().to(params)
+        return self.scale_owner.log_scale.detach().to(params)
 
 
 class Callback(Draw):

@@ -1,6 +1,7 @@
 """The engine of a sampler: the plan of a model as it is now, and programs that are ready to run it."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .backends import Backends
 from .compiled import Compiled, live_state
 from .draw import Draw
 from .likelihoods import as_draw
 from .plan import Plan
 from .probe import refuse_leaks, refuse_ordered_channels
-from .run import Program
 from .trace import NotAutoregressiveError, UnsupportedModelError
 
 __all__ = ["Engine", "Likelihood"]
 
 Likelihood = str | Callable[[Tensor, Tensor], Tensor] | Any
-_MOST_CACHE_BYTES = 1 << 27  # larger batches are drawn in parts: no slower, and the caches stay near
+# larger batches are drawn in parts; on the CPU that is no slower, as the caches stay near
+_MOST_CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 32}
 _NAIVE_PART = 64
 _PROGRAMS_KEPT = 4  # batch sizes and sets of known values that are ready to run
 
@@ -46,10 +48,12 @@ class Engine:
         condition_shape: tuple[int, ...] | None,
         fallback: str | None,
         schedule: str = "auto",
+        backend: str = "auto",
     ) -> None:
         self.model, self.event_shape, self.condition_shape = model, event_shape, condition_shape
+        self._backend = backend
         self.reason: str | None = None
-        self.programs: dict[Any, Program] = {}
+        self.programs: dict[Any, Any] = {}
         self._likelihood, self._fallback, self._schedule = likelihood, fallback, schedule
         self._compiled: Compiled | None = None
         self._signature: Any = None
@@ -59,6 +63,12 @@ class Engine:
     def plan(self) -> Plan | None:
         """The schedule for one image; None if the model is sampled naively."""
         return self._compiled.plan if self._compiled else None
+
+    @cached_property
+    def backends(self) -> Backends:
+        """What can run the plan."""
+        assert self.plan is not None
+        return Backends(self._backend, self.plan, self.draw, self.device)
 
     @torch.inference_mode(False)  # what is kept must serve calls in any mode
     def refresh(self) -> None:
@@ -72,6 +82,7 @@ class Engine:
         )
         if signature != self._signature or (self._compiled is not None and not self._compiled.refresh()):
             self._compiled, self.programs, self._signature = None, {}, None
+            self.__dict__.pop("backends", None)
             first = next(iter(live.values()), torch.zeros(0))
             parameter = next(iter(self.model.parameters()), first)
             self.device, self.dtype = parameter.device, parameter.dtype
@@ -80,24 +91,33 @@ class Engine:
 
     def parts(self, num_samples: int) -> list[slice]:
         """Batches whose caches fit into memory and are still near."""
-        most = _NAIVE_PART if self.plan is None else max(1, _MOST_CACHE_BYTES // self.plan.cache_bytes)
+        bytes_kept = _MOST_CACHE_BYTES.get(self.device.type, 1 << 27)
+        most = _NAIVE_PART if self.plan is None else max(1, bytes_kept // self.plan.cache_bytes)
         return [slice(start, min(start + most, num_samples)) for start in range(0, num_samples, most)]
 
     @torch.inference_mode(False)
-    def program(self, batch: int, condition: Tensor | None, unknown: NDArray[np.bool_] | None = None) -> Program:
+    def program(
+        self,
+        batch: int,
+        condition: Tensor | None,
+        unknown: NDArray[np.bool_] | None = None,
+        backend: str = "torch",
+    ) -> Any:
         """A program for so many images, with the present weights and the condition (batch, ...).
 
-        Where only some values (C, H, W) are ``unknown``, it walks the steps that draw those.
+        Where only some values (C, H, W) are ``unknown``, it walks the steps that draw those; ``backend`` runs it.
         """
         assert self._compiled is not None
         values = self._compiled.values(condition)
         plan = self._compiled.plan_for(batch)
-        key = batch if unknown is None else (batch, unknown.tobytes())
+        key: Any = batch if unknown is None else (batch, unknown.tobytes())
+        key = key if backend == "torch" else (key, backend)
         program = self.programs.pop(key, None)
         if program is None:
             while len(self.programs) >= _PROGRAMS_KEPT:
                 del self.programs[next(iter(self.programs))]
-            program = Program(plan if unknown is None else plan.only(unknown), batch, self.draw, values, self.device)
+            plan = plan if unknown is None else plan.only(unknown)
+            program = self.backends.program(backend, plan, batch, values)
         else:
             program.refresh(values)
         self.programs[key] = program  # the one used last is the last to go

@@ -22,6 +22,7 @@ class Request:
         condition: (B, ...) or None.
         known: (B, C, H, W), True for values that are given; None if none is.
         values: (B, C, H, W), those that are given, and zeros; None if none is.
+        address: seed and number of the first image, if ``uniform`` are the numbers at these.
     """
 
     draw: Draw
@@ -29,6 +30,7 @@ class Request:
     condition: Tensor | None = None
     known: Tensor | None = None
     values: Tensor | None = None
+    address: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -42,7 +44,8 @@ class Request:
             for name in ("uniform", "condition", "known", "values")
             if (tensor := getattr(self, name)) is not None
         }
-        return replace(self, **parts)
+        address = self.address and (self.address[0], self.address[1] + rows.start)
+        return replace(self, address=address, **parts)
 
 
 def checked_observations(

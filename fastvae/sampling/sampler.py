@@ -60,9 +60,10 @@ class Sampler:
         condition_shape: tuple[int, ...] | None,
         fallback: str | None,
         schedule: str = "auto",
+        backend: str = "auto",
     ) -> None:
         self.model, self.event_shape, self.condition_shape = model, event_shape, condition_shape
-        self._engine = Engine(model, event_shape, likelihood, condition_shape, fallback, schedule)
+        self._engine = Engine(model, event_shape, likelihood, condition_shape, fallback, schedule, backend)
 
     @property
     def plan(self) -> Plan | None:
@@ -75,7 +76,8 @@ class Sampler:
         return self._engine.reason
 
     def __repr__(self) -> str:
-        return f"Sampler({type(self.model).__name__}, {self.event_shape})\n{self.plan or self.reason}"
+        how = f"{self.plan}\n{self._engine.backends}" if self.plan else self.reason
+        return f"Sampler({type(self.model).__name__}, {self.event_shape})\n{how}"
 
     def __call__(
         self,
@@ -222,7 +224,7 @@ class Sampler:
         uniform = uniform_numbers(num_samples, self.event_shape, seed, noise, first_id, *kind)
         condition = checked_condition(num_samples, self.condition_shape, condition, *kind)
         known, values = checked_observations(num_samples, self.event_shape, observed, draw, *kind)
-        return Request(draw, uniform, condition, known, values)
+        return Request(draw, uniform, condition, known, values, (seed, first_id) if noise is None else None)
 
     def _drawn(
         self,
@@ -233,7 +235,8 @@ class Sampler:
         """Images and their nats."""
         if self.plan is None or (unknown is not None and not unknown.any()):  # all is known: no pass at all
             return self._naive(request, on_rows=on_rows)
-        program = self._engine.program(request.size, request.condition, unknown)
+        name = self._engine.backends.for_request(request, whole=unknown is None and on_rows is None)
+        program = self._engine.program(request.size, request.condition, unknown, name)
         program.sample(request, on_rows)
         return program.images(), program.log_prob()
 
