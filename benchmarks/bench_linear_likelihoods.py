@@ -21,6 +21,13 @@ from benchmarks.bench_likelihoods import pixelcnn_pp
 from benchmarks.environment import device
 from benchmarks.pairs import interleaved, synchronized
 from fastvae import ops, reference
+from fastvae.distributions import (
+    CategoricalLikelihood,
+    Likelihood,
+    LogisticMixtureLikelihood,
+    checked_data,
+    likelihood_of_conv1x1,
+)
 
 DEVICE = device()
 TINY = os.environ.get("FASTVAE_BENCH") == "tiny"
@@ -99,11 +106,21 @@ def conv_mixture(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 
 
 def of_pixels(function: Function) -> Function:
-    """``function`` of rows that are pixels, as the heads of 1x1 convolutions call it."""
+    """``function`` of rows that are pixels."""
 
     def call(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
         rows, data = (values.flatten(-2).transpose(-1, -2) for values in (h, x))
         return function(rows, weight, bias, data).sum(-1)
+
+    return call
+
+
+def of_head(family: Likelihood) -> Function:
+    """What the head of a 1x1 convolution computes."""
+
+    def call(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        with checked_data():  # the eager code checks nothing
+            return likelihood_of_conv1x1(family, h, weight, bias, x.shape[1]).log_prob(x)
 
     return call
 
@@ -126,12 +143,12 @@ CASES: dict[str, Case] = {
     ),
     f"categorical-256 of a 1x1 convolution, {IMAGES // 4 or 1} x 3 x {SIDE} x {SIDE}": ConvCase(
         3, 256, IMAGES // 4 or 1, conv_categorical,
-        of_pixels(ops.linear_categorical_log_prob),
+        of_head(CategoricalLikelihood(256)),
         of_pixels(lambda *t: reference.linear_categorical_log_prob(*t, 1, -1)),
     ),
     f"10 logistics of a 1x1 convolution, {IMAGES} x 3 x {SIDE} x {SIDE}": ConvCase(
         3, 100, IMAGES, conv_mixture,
-        of_pixels(lambda *t: ops.linear_logistic_mixture_log_prob(*t, 256, 1)),
+        of_head(LogisticMixtureLikelihood(10, 256)),
         of_pixels(lambda *t: reference.linear_logistic_mixture_log_prob(*t, 256, 1)),
     ),
 }  # fmt: skip

@@ -17,6 +17,8 @@ from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
 
 __all__ = ["LastConv1x1", "LastLayer", "LastLinear", "likelihood_of_layer"]
 
+_SMALL = 2**22  # parameters of a 1x1 convolution, 16 MB in float32, that are formed at once
+
 
 class LastLayer:
     """A layer ``weight`` (P, H), ``bias`` (P,) or None, what enters it, and how its rows make up images."""
@@ -40,9 +42,9 @@ class LastLayer:
         """The sum over the rows of an image."""
         return log_prob
 
-    def is_narrow(self) -> bool:
-        """Whether ``log_prob`` forms the output as it takes no more memory than the arguments."""
-        return False
+    def is_small(self) -> bool:
+        """Whether ``log_prob`` forms the output."""
+        return False  # the operators decide
 
 
 class LastLinear(LastLayer):
@@ -78,8 +80,10 @@ class LastConv1x1(LastLayer):
     def total(self, log_prob: Tensor) -> Tensor:
         return log_prob.sum(-1)
 
-    def is_narrow(self) -> bool:
-        return self.weight.shape[0] <= self.weight.shape[1]  # rows of pixels are a copy of the input
+    def is_small(self) -> bool:
+        """Where it takes no more memory than the pixels as rows, which are a copy of the input, or little."""
+        outputs, inner = self.weight.shape
+        return outputs <= inner or self.h.numel() // max(inner, 1) * outputs <= _SMALL
 
 
 def likelihood_of_layer(family: Likelihood, layer: LastLayer) -> ImageDistribution:
@@ -99,7 +103,7 @@ class _OfLayer(ImageDistribution):
         return self.family(self.layer.output())
 
     def _is_formed(self) -> bool:
-        return "formed" in vars(self) or self.layer.is_narrow()
+        return "formed" in vars(self) or self.layer.is_small()
 
 
 class _BernoulliOfLayer(_OfLayer, Bernoulli):

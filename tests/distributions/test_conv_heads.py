@@ -16,6 +16,7 @@ from fastvae.distributions import (
     ConvGaussian,
     ConvLogisticMixture,
     LinearLogisticMixture,
+    last_layers,
     likelihood_of_conv1x1,
 )
 from fastvae.ops import likelihood_rows, linear_operators, linear_rows
@@ -36,6 +37,7 @@ HEADS: list[tuple[Any, int, dict]] = [
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small cases run as one operator, in several chunks."""
     monkeypatch.setattr(likelihood_rows, "FEW", 0)
+    monkeypatch.setattr(last_layers, "_SMALL", 0)
     monkeypatch.setattr(linear_operators, "_KEPT", 0)
     monkeypatch.setattr(linear_rows, "_FEWEST_ROWS", 1)
     monkeypatch.setitem(linear_rows._CHUNK, "cpu", 30 * 24)
