@@ -183,8 +183,6 @@ _MODELS: dict[tuple[str, str], Model | None] = {
     ("linear_categorical_log_prob", "forward_kernel"): _last_layer(lambda m: VALUES * m["NUM_LEVELS"]),
     ("linear_categorical_log_prob", "grad_logits_kernel"): _last_layer(lambda m: m["NUM_LEVELS"]),
     ("masked_mlp", "solve_kernel"): None,
-    ("persistent_plain", "plain_kernel"): None,
-    ("persistent_gated", "gated_kernel"): None,
     ("nade", "scan_kernel"): None,
     ("nade", "backward_kernel"): None,
 }
