@@ -45,7 +45,7 @@ def test_a_backend_that_cannot_run_says_why() -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (ShiftAndCrop().float(), "has"),
+        (ShiftAndCrop().float(), "it "),
         (plain().double(), "the net in torch.float64"),
         (plain(width=200).float(), "holds up to 64 channels in torch.float32, the net has 256"),
     ],
