@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "models": {"ops", "nn", "distributions"},
     "objectives": {"ops", "distributions", "evaluation"},
     "evaluation": {"ops", "distributions", "checkpoint", "figures", "__version__"},
-    "sampling": {"ops"},
+    "sampling": {"ops", "fastvae_kernels"},
     "acceleration": {"nn", "ops"},
     "data": set(),
     "timing": {"ops"},

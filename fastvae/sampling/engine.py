@@ -21,7 +21,7 @@ __all__ = ["Engine", "Likelihood"]
 
 Likelihood = str | Callable[[Tensor, Tensor], Tensor] | Any
 # larger batches are drawn in parts; on the CPU that is no slower, as the caches stay near
-_MOST_CACHE_BYTES = {"cpu": 1 << 27, "cuda": 1 << 32}
+_MOST_CACHE_BYTES, _MOST_CACHE_BYTES_CUDA = 1 << 27, 1 << 32
 _NAIVE_PART = 64
 _PROGRAMS_KEPT = 4  # batch sizes and sets of known values that are ready to run
 
@@ -91,7 +91,7 @@ class Engine:
 
     def parts(self, num_samples: int) -> list[slice]:
         """Batches whose caches fit into memory and are still near."""
-        bytes_kept = _MOST_CACHE_BYTES.get(self.device.type, 1 << 27)
+        bytes_kept = _MOST_CACHE_BYTES_CUDA if self.device.type == "cuda" else _MOST_CACHE_BYTES
         most = _NAIVE_PART if self.plan is None else max(1, bytes_kept // self.plan.cache_bytes)
         return [slice(start, min(start + most, num_samples)) for start in range(0, num_samples, most)]
 
