@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(model, OrderEnsemble) or options["model"] in ("vae", "iwae"):
         if given := [name for name in _PIXEL_OPTIONS if getattr(args, name) not in (None, False)]:
             raise ValueError(
-                f"--{given[0].replace('_', '-')} is for models with a PixelCNN in raster order; got a "
+                f"--{given[0].replace('_', '-')} is for models with a PixelCNN in raster order, not for a "
                 f"{type(model).__name__}"
             )
         scans = isinstance(model, OrderEnsemble)

@@ -93,8 +93,9 @@ def _operator(
 def _score(query: Tensor, keys: Tensor, *, out: Tensor) -> None:
     """(cells, batch, heads, D), (pixels, batch, heads, D) -> the first pixels of (cells, batch, ..., all pixels)."""
     scores = query.permute(1, 2, 0, 3) @ keys.permute(1, 2, 3, 0)  # (batch, heads, cells, pixels)
-    into = out.view(*out.shape[:2], query.shape[2], out.shape[-1])[..., : keys.shape[0]]
-    into.copy_(scores.permute(2, 0, 1, 3))
+    into = out.view(*out.shape[:2], query.shape[2], out.shape[-1])
+    into[..., : keys.shape[0]].copy_(scores.permute(2, 0, 1, 3))
+    into[..., keys.shape[0] :].zero_()  # a mask does not hide a nan that was there before
 
 
 def _mix(weights: Tensor, values: Tensor, *, out: Tensor) -> None:

@@ -112,7 +112,7 @@ def test_the_plan_is_drawn(runs: Path, tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("vae --temperature 0.5", "--temperature is for models with a PixelCNN; the pixels of a vae are drawn at once"),
+        ("vae --temperature 0.5", "--temperature is for models with a PixelCNN in raster order, not for a VAE"),
         ("vae --top-k 2", "--top-k is for models with a PixelCNN"),
         ("vae --complete test", "--complete is for models with a PixelCNN"),
         ("pixelvae --complete test", "--complete is for a pixelcnn: a pixelvae would first need latents"),

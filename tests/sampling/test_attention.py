@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -91,6 +93,16 @@ def test_a_transformer_of_torch_layers(training: bool) -> None:
     assert 0 < out.samples.mean() < 1
 
 
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory that is not initialised holds nan."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
 def test_a_column_first_or_shorter_mask_gives_its_own_order() -> None:
     model = Attending("sdpa mask")
     rows, columns = torch.arange(PIXELS) // SIZE[1], torch.arange(PIXELS) % SIZE[1]

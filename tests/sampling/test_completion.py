@@ -69,7 +69,7 @@ def test_nothing_observed_is_sampling_and_everything_is_no_work(monkeypatch: pyt
     mask = torch.zeros(1, 1, *SHAPE, dtype=torch.bool)
     assert torch.equal(sampler(2, observed=(mask, values)).samples, sampler(2).samples)
     monkeypatch.setattr(type(sampler.model), "forward", None)
-    monkeypatch.setattr("fastvae.sampling.engine.Program", None)
+    monkeypatch.setattr("fastvae.sampling.backends.Program", None)
     out = sampler(2, observed=(~mask, values))
     assert torch.equal(out.samples, values)
     assert out.log_prob.tolist() == [0.0, 0.0]
