@@ -1,8 +1,7 @@
 """Causal self-attention over pixels: keys and values are kept, samples equal naive ones."""
 
-from typing import Any
-
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
