@@ -31,6 +31,8 @@ if DEVICE == "cpu":
     SHAPES += [(3, 32, 28), (3, 120, 28), (3, 256, 28), (3, 64, 32), (3, 64, 64)]
 if FULL:
     SHAPES = [(k, channels, size) for k in (3, 5, 7) for channels in (32, 64, 120, 128, 256) for size in (28, 32, 64)]
+# one image, as when it is generated
+SINGLE = [(3, 16, 28), (3, 64, 28), (5, 128, 32)] if DEVICE == "cpu" and not TINY else []
 if TINY:
     SHAPES = [(3, 16, 8)]
 DTYPES = (
@@ -176,19 +178,22 @@ def cases() -> list[Any]:
             channels,
             size,
             dtype,
+            batch,
             marks=pytest.mark.benchmark(
                 group=f"masked convolution {which} {dtype}, k={kernel_size} C={channels} {size}x{size}"
+                + (", one image" if batch == 1 else "")
             ),
         )
         for dtype in DTYPES
-        for kernel_size, channels, size in SHAPES  # all passes of a shape, so that the first minutes tell something
+        # all passes of a shape, so that the first minutes tell something
+        for kernel_size, channels, size, batch in [(*s, batch_of(s[2])) for s in SHAPES] + [(*s, 1) for s in SINGLE]
         if dtype != "float32" or DEVICE == "cpu" or FULL or kernel_size == 3  # three tf32 products are slow
         for which in PASSES
         for name in NAMES
     ]
 
 
-@pytest.mark.parametrize(("name", "which", "kernel_size", "channels", "size", "dtype"), cases())
+@pytest.mark.parametrize(("name", "which", "kernel_size", "channels", "size", "dtype", "batch"), cases())
 def test_masked_conv2d(
     benchmark: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -198,12 +203,12 @@ def test_masked_conv2d(
     channels: int,
     size: int,
     dtype: str,
+    batch: int,
 ) -> None:
     prepare(monkeypatch, dtype, which)
     layout = torch.channels_last if DEVICE == "cuda" else torch.contiguous_format  # what each is usually given
     made = {"device": DEVICE, "dtype": DTYPES[dtype]}
     torch.manual_seed(0)
-    batch = batch_of(size)
     x = torch.randn(batch, channels, size, size, **made).to(memory_format=layout)
     weight = torch.randn(channels, channels, kernel_size, kernel_size, **made) / (channels**0.5 * kernel_size)
     inputs = [t.requires_grad_() for t in (x, weight, torch.randn(channels, **made))]

@@ -11,26 +11,28 @@ from .layer import Accelerated, Plan, describe_mask, swap_class
 from .probe import probe
 from .replica import is_mask
 from .report import Report, Skipped, Swapped
-from .verify import check_example, difference, observe
+from .verify import NoTensorError, Observation, check_example, difference, observe
 from .walk import walk
 
 __all__ = ["accelerate"]
 
-_SCRIPTED = "it is compiled by TorchScript; accelerate the model before scripting it"
+_SCRIPTED = "it is compiled by TorchScript, whose code cannot be changed; torch.compile takes accelerated models"
 
 
 def accelerate(model: nn.Module, example_input: Any = None) -> Report:
     """Let every masked convolution in ``model`` take the fast way, in place.
 
     Found are ``nn.Conv2d`` subclasses with a mask of zeros and ones among their tensors: a buffer, a plain attribute or
-    a frozen parameter, of shape (k, k), (1, 1, k, k), (C_out, C_in, k, k) or another that broadcasts. Whether the layer
-    *is* a masked convolution is not guessed: its forward is tried on a stand-in with random weights and images, and
-    only one whose outputs and gradients are those of ``F.conv2d`` with the weight times the mask is swapped. All else
-    is left alone and reported.
+    a frozen parameter, of shape (k, k), (C_in, k, k), (1, 1, k, k), (C_out, C_in, k, k) or another that broadcasts.
+    Whether the layer *is* a masked convolution is not guessed: its forward is tried on a stand-in with random weights
+    and images, and only one whose outputs and gradients are those of ``F.conv2d`` with the weight times the mask is
+    swapped. All else is left alone and reported; so is a layer that calls ``super(self.__class__, self)``.
 
     A swapped layer is the same object: same parameters (optimisers keep working), state dict, hooks, attributes;
     an instance of its class. It can be copied, pickled, moved, compiled, parametrised. It follows a mask that is loaded
-    or edited; only in compiled code, an edit in place shows after the next call that is not compiled.
+    or edited; only in compiled code, an edit in place shows after the next call that is not compiled. On the CPU its
+    values are compared in every call; on CUDA, which would have to wait, an edit that PyTorch does not count
+    (``mask.data.copy_``) goes unnoticed. ``torch.jit.script`` takes the original model only: restore it before.
 
     It also trains the same. A style that overwrites masked weights by zero in every forward
     (``self.weight.data *= self.mask``) still does, and its masked taps still get the gradient of the unmasked
@@ -49,8 +51,8 @@ def accelerate(model: nn.Module, example_input: Any = None) -> Report:
 
     Raises:
         TypeError: if ``model`` is no ``nn.Module``, or ``example_input`` or the output it leads to holds no tensor.
-        RuntimeError: if outputs or gradients on the example differ; everything is as before then, and the message
-            names the first layer that differs.
+        RuntimeError: if the model cannot be called with the example; or if outputs or gradients on it differ:
+            everything is as before then, and the message names the first layer that differs.
 
     Example:
         >>> import torch
@@ -70,7 +72,7 @@ def accelerate(model: nn.Module, example_input: Any = None) -> Report:
     call = None if example_input is None else check_example(example_input)
     plans, skipped, paths = _examine(model)
     watched = {module: paths[module][0] for module in plans}
-    before = None if call is None else observe(model, *call, watched)
+    before = None if call is None else _observe_example(model, call, watched)
     report = Report([], skipped, call is not None)
     for module, plan in plans.items():
         _swap(report, module, plan, paths[module])
@@ -87,6 +89,17 @@ def accelerate(model: nn.Module, example_input: Any = None) -> Report:
             f"the accelerated model does not compute the same on example_input: {wrong}; it was restored"
         )
     return report
+
+
+def _observe_example(model: nn.Module, call: tuple[Any, Any], watched: dict[nn.Module, str]) -> Observation:
+    try:
+        return observe(model, *call, watched)
+    except NoTensorError:
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"the model, not changed yet, cannot be called with example_input: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _examine(model: nn.Module) -> tuple[dict[nn.Module, Plan], list[Skipped], dict[nn.Module, list[str]]]:
@@ -111,7 +124,7 @@ def _plan_or_reason(module: nn.Module) -> Plan | str | None:
     if isinstance(module, Accelerated):
         return "accelerated already"
     if isinstance(module, torch.jit.ScriptModule):
-        return _SCRIPTED if getattr(module, "original_name", "").endswith("Conv2d") else None
+        return _SCRIPTED if any(p.ndim == 4 for p in module.parameters(recurse=False)) else None
     if not isinstance(module, nn.Conv2d):
         return _reason_of_another_kind(module)
     if isinstance(module, MaskedConv2d):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fastvae.ops._dispatch import untraced
 from fastvae.ops.masked_conv2d import NamedMask, masked_conv2d_by_taps
-from fastvae.ops.masked_conv2d_taps import Taps, named_taps, taps_of
+from fastvae.ops.masked_conv2d_taps import Seen, Taps, named_taps, taps_of
 
 from .masked_gradient import convolve_keeping_gradient
 
@@ -47,19 +48,19 @@ class Plan:
     taps: Taps = _NOWHERE
     served: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
-    seen: tuple[Tensor, int] | None = field(default=None, repr=False, compare=False)  # the mask when last looked at
+    seen: Seen | None = field(default=None, repr=False, compare=False)  # the mask when last looked at
 
     def look_at(self, mask: Tensor) -> None:
         """Follow the mask, which may have been moved, loaded or edited since; nothing to do in most calls."""
         if mask.is_meta or type(mask) not in (Tensor, nn.Parameter):
             return  # it has no values to look at: the module is being traced
-        version = -1 if mask.is_inference() else mask._version
-        if self.seen is not None and self.seen[0] is mask and self.seen[1] == version:
-            return
-        self.served = mask.ndim in (2, 4) and bool(((mask == 0) | (mask == 1)).all())
-        if self.served:
-            self.taps = taps_of(mask != 0, (mask.shape[-2], mask.shape[-1]))
-        self.seen = (mask, version)
+        with untraced():
+            if self.seen is not None and self.seen.is_same(mask):
+                return
+            self.served = mask.ndim in (2, 3, 4) and bool(((mask == 0) | (mask == 1)).all())
+            if self.served:
+                self.taps = taps_of(mask != 0, (mask.shape[-2], mask.shape[-1]))
+            self.seen = Seen(mask)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "seen": None}  # copies and files hold another mask
@@ -85,6 +86,12 @@ class Accelerated:
         mask = getattr(self, self._accelerated.mask_name, None)
         if isinstance(mask, Tensor):
             self._accelerated.look_at(mask)  # now: compiled code does not look at values, but is guarded on the plan
+
+    def __prepare_scriptable__(self: Any) -> Any:
+        raise RuntimeError(
+            "torch.jit.script compiles the original forward: call restore() of the report, or "
+            "fastvae.acceleration.restore(model), before it"
+        )
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         # the class was made at run time: files name the original one instead
@@ -144,7 +151,9 @@ def _accelerated_class(original: type[nn.Module]) -> type[nn.Module]:
         if vars(cls).get("_original_class") is original:
             return cls
     name = f"Accelerated{original.__name__}"
-    return type(name, (Accelerated, original), {"_original_class": original, "__module__": original.__module__})
+    made: Any = type(name, (Accelerated, original), {"__module__": original.__module__})
+    made._original_class = original  # not before: a class that forbids subclasses leaves one half made
+    return made
 
 
 def _unpickle(original: type[nn.Module], *args: Any) -> nn.Module:

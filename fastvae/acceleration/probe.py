@@ -7,10 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .exact import exact_products
-from .layer import Plan, settings_of
-from .replica import Replica, mask_names, replicate
+from .layer import Plan, settings_of, swap_class
+from .replica import Replica, is_mask, mask_names, replicate
 
 __all__ = ["probe"]
 
@@ -24,6 +25,10 @@ class _Refused(Exception):
     """The reason why a layer is left alone."""
 
 
+class _NoSubclass(_Refused):
+    """A reason that another dtype would not change."""
+
+
 def probe(module: nn.Conv2d) -> Plan | str:
     """The plan of a masked convolution, or the reason why this module is none.
 
@@ -34,6 +39,9 @@ def probe(module: nn.Conv2d) -> Plan | str:
     """
     names = mask_names(module, module.kernel_size)
     if not names:
+        arrays = [name for name, value in vars(module).items() if _is_mask_array(value, module.kernel_size)]
+        if arrays:
+            return f"its mask '{arrays[0]}' is a numpy array; only tensors are followed, make it a buffer"
         return "no mask of zeros and ones among its tensors: an ordinary, padded or shifted convolution"
     unserved = _unserved_arguments(module)
     if unserved is not None:
@@ -46,6 +54,8 @@ def probe(module: nn.Conv2d) -> Plan | str:
             for dtype, tolerance in _TRIES:
                 try:
                     return _plan(module, name, dtype, tolerance)
+                except _NoSubclass as refused:
+                    return str(refused)
                 except _Refused as refused:
                     reasons.append(str(refused))
                 except Exception as error:  # whatever code there is in the weight, its attributes and the forward
@@ -74,6 +84,7 @@ def _plan(module: nn.Conv2d, mask_name: str, dtype: torch.dtype, tolerance: floa
         raise _Refused("its forward masks differently in training and in evaluation mode")
     zeroes_weight, keeps_gradient = found.pop()
     _check_autocast(module)
+    _check_subclass(module, dtype)
     plan = Plan(mask_name, zeroes_weight, keeps_gradient, settings=settings_of(module))
     plan.look_at(getattr(module, mask_name).detach())
     if (plan.taps.rows, plan.taps.columns) == tuple(module.kernel_size):
@@ -124,6 +135,36 @@ def _check_autocast(module: nn.Conv2d) -> None:
             return
     if dtype != torch.bfloat16:
         raise _Refused(f"its forward computes in {dtype} under autocast, a convolution in torch.bfloat16")
+
+
+def _check_subclass(module: nn.Conv2d, dtype: torch.dtype) -> None:
+    """The forward of a swapped layer runs in a subclass, with another ``self.__class__``."""
+    conv: Any = replicate(module, dtype, torch.Generator().manual_seed(23)).module
+    original: Any = type(conv).__bases__[0] if parametrize.is_parametrized(conv) else type(conv)
+    x = torch.ones(1, conv.in_channels, *conv.kernel_size, dtype=dtype, device=conv.weight.device)
+    expected = original.forward(conv, x)
+    try:
+        swap_class(conv, Plan("", False, False))
+    except Exception as error:  # a class may forbid subclasses
+        raise _NoSubclass(f"its class cannot be changed: {error}") from error
+    try:
+        found = original.forward(conv, x)
+    except RecursionError:
+        raise _Refused(
+            "its forward never reaches its parent's in a subclass, as with super(self.__class__, self): write super()"
+        ) from None
+    except Exception as error:
+        raise _Refused(f"its forward fails in a subclass: {type(error).__name__}: {error}") from error
+    if not torch.equal(found, expected):
+        raise _Refused("its forward computes something else in a subclass")
+
+
+def _is_mask_array(value: Any, kernel_size: tuple[int, ...]) -> bool:
+    return (
+        type(value).__module__ == "numpy"
+        and value.dtype.kind in "biuf"
+        and is_mask(torch.as_tensor(value), kernel_size)
+    )
 
 
 def _definition(conv: Any, x: Tensor, weight: Tensor, mask: Tensor, keeps_gradient: bool) -> Tensor:

@@ -36,7 +36,7 @@ def replicate(module: nn.Module, dtype: torch.dtype, generator: torch.Generator)
 
 def is_mask(value: Any, kernel_size: tuple[int, ...]) -> bool:
     """Whether this is a tensor of zeros and ones, shaped like a kernel, with both in it."""
-    if not isinstance(value, Tensor) or value.ndim not in (2, 4) or value.requires_grad or value.is_meta:
+    if not isinstance(value, Tensor) or value.ndim not in (2, 3, 4) or value.requires_grad or value.is_meta:
         return False
     if tuple(value.shape[-2:]) != tuple(kernel_size) or value.numel() == 0:
         return False

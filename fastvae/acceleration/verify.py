@@ -11,11 +11,15 @@ from torch.utils._pytree import tree_flatten, tree_map
 from .exact import exact_products
 from .walk import walk
 
-__all__ = ["Observation", "check_example", "difference", "observe"]
+__all__ = ["NoTensorError", "Observation", "check_example", "difference", "observe"]
 
 # relative to the largest value of a tensor; a gradient sums over many more terms than an output
 _OUTPUTS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 _GRADIENTS = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+
+
+class NoTensorError(TypeError):
+    """The output of a model holds nothing to compare."""
 
 
 class Observation:
@@ -55,7 +59,7 @@ def observe(
     """Run the model once; its tensors, its gradients and the random numbers are left bit for bit as they were.
 
     Raises:
-        TypeError: if the output holds no floating point tensor.
+        NoTensorError: if the output holds no floating point tensor.
     """
     layers: list[tuple[str, Tensor]] = []
     inputs: list[Tensor] = []
@@ -73,7 +77,7 @@ def observe(
         outputs = [leaf for leaf in tree_flatten(model(*args, **kwargs))[0] if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in outputs if leaf.is_floating_point()]
         if not outputs:
-            raise TypeError(
+            raise NoTensorError(
                 "the output of the model holds no floating point tensor to compare; leave example_input out"
             )
         gradients = _gradients(model, inputs, outputs)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from fastvae.ops.locally_masked_conv2d import locally_masked_conv2d
-from fastvae.ops.masked_conv2d_checks import check_channels
+from fastvae.ops.masked_conv2d_checks import check_channels, check_flag
 from fastvae.ops.orders import OrderName, generation_order
 from fastvae.ops.tap_bits import OrderMask, tap_bits
+
+from .masked_conv2d import keep_values
 
 __all__ = ["LocallyMaskedConv2d"]
 
@@ -70,6 +72,7 @@ class LocallyMaskedConv2d(nn.Conv2d):
     ) -> None:
         check_channels("in_channels", in_channels)
         check_channels("out_channels", out_channels)
+        check_flag("bias", bias)
         with torch.device("cpu"):  # whatever the default: a layer made on meta needs its bits too
             bits = _bits(order, size, kernel_size, mask, dilation)  # checks what they share
         super().__init__(
@@ -85,6 +88,13 @@ class LocallyMaskedConv2d(nn.Conv2d):
         self.mask: OrderMask = mask
         self.image_size = (int(size[0]), int(size[1]))
         self.register_buffer("bits", bits.to(self.weight.device), persistent=False)
+        self._bits_values = bits  # beside the buffer, which holds nothing on the meta device
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = self.bits
+        super()._apply(fn, recurse)
+        keep_values(before, self.bits, self._bits_values)
+        return self
 
     def tap_bits(self, order: OrderName | Any) -> Tensor:
         """(H, W) bits of another order for this layer, on its device: make them once and give them to many calls."""

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastvae.ops.masked_conv2d import NamedMask, masked_conv2d_by_taps
-from fastvae.ops.masked_conv2d_checks import check_arguments, check_channels, check_mask
+from fastvae.ops.masked_conv2d_checks import check_arguments, check_channels, check_flag, check_mask
 from fastvae.ops.masked_conv2d_taps import named_taps, taps_of
 
-__all__ = ["MaskedConv2d"]
+__all__ = ["MaskedConv2d", "keep_values"]
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -71,6 +72,7 @@ class MaskedConv2d(nn.Conv2d):
     ) -> None:
         check_channels("in_channels", in_channels)
         check_channels("out_channels", out_channels)
+        check_flag("bias", bias)
         size = _two_numbers("kernel_size", kernel_size)
         if any(number < 1 or number % 2 == 0 for number in size):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}: an even kernel has no centre tap")
@@ -99,6 +101,14 @@ class MaskedConv2d(nn.Conv2d):
         # read once: a compiled forward could not look at the values
         self._taps = taps_of(mask, size) if isinstance(mask, Tensor) else named_taps(size, mask, num_colours)
         self.register_buffer("given_mask", given.clone() if isinstance(given, Tensor) else None, persistent=False)
+        # beside the buffer, which holds nothing on the meta device
+        self._mask_values = mask.detach().cpu().clone() if isinstance(mask, Tensor) else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = self.given_mask
+        super()._apply(fn, recurse)
+        keep_values(before, self.given_mask, self._mask_values)
+        return self
 
     @property
     def mask(self) -> NamedMask | Tensor:
@@ -115,6 +125,16 @@ class MaskedConv2d(nn.Conv2d):
         mask = "given" if self.mask_name is None else repr(self.mask_name)
         colours = "" if self.num_colours == 1 else f", num_colours={self.num_colours}"
         return f"{super().extra_repr()}, mask={mask}{colours}"
+
+
+def keep_values(before: Tensor | None, after: Tensor | None, values: Tensor | None) -> None:
+    """A mask that is in no state dict must keep its values where ``to_empty`` makes new memory for all tensors."""
+    if after is None or before is None or after is before or after.is_meta:
+        return
+    source = values if before.is_meta else before
+    if source is not None and after.shape == source.shape:
+        with torch.no_grad():
+            after.copy_(source)
 
 
 def _both(value: Any) -> Any:

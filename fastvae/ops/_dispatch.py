@@ -18,11 +18,15 @@ __all__ = [
     "backend",
     "choose",
     "constant_when_compiled",
+    "is_transformed",
     "must_use_definition",
+    "refuse_tangents",
     "runs_as_written",
+    "untraced",
 ]
 
 Backend = Literal["auto", "triton", "torch", "reference"]
+_BACKENDS = get_args(Backend)
 Function = TypeVar("Function", bound=Callable)
 _forced: ContextVar[Backend | None] = ContextVar("fastvae_backend", default=None)
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked without importing it
@@ -57,8 +61,8 @@ def backend(name: Backend) -> Iterator[None]:
         >>> with fastvae.backend("reference"):
         ...     u = fastvae.ops.uniform(0, torch.arange(2), torch.arange(3), 4)
     """
-    if name not in get_args(Backend):
-        raise ValueError(f"backend must be one of {get_args(Backend)}, got {name!r}")
+    if name not in _BACKENDS:
+        raise ValueError(f"backend must be one of {_BACKENDS}, got {name!r}")
     token = _forced.set(name)
     try:
         yield
@@ -101,8 +105,8 @@ def _why_not_triton(tensors: tuple[Tensor, ...]) -> str | None:
 @constant_when_compiled
 def _requested() -> Backend:
     name = _forced.get() or os.environ.get("FASTVAE_BACKEND") or "auto"
-    if name not in get_args(Backend):
-        raise ValueError(f"FASTVAE_BACKEND must be one of {get_args(Backend)}, got {name!r}")
+    if name not in _BACKENDS:
+        raise ValueError(f"FASTVAE_BACKEND must be one of {_BACKENDS}, got {name!r}")
     return name  # type: ignore[return-value]
 
 
@@ -131,10 +135,38 @@ def must_use_definition(*tensors: Tensor) -> bool:
     Where it is forced, and under torch.func transforms or forward-mode AD: custom operators do not support them
     (jvp would silently be zero).
     """
-    if torch.compiler.is_compiling():
-        return choose(*tensors) == "reference"
+    if is_transformed():
+        return True
+    # for compilers, which look again when a value that they read has changed, as in a call within a dual level
+    return torch.autograd.forward_ad._current_level >= 0 or choose(*tensors) == "reference"
+
+
+# a compiler enters the transforms that it traces, and guards what it made on those around the call
+@constant_when_compiled
+def is_transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode AD is on, in which only plain operations are right.
+
+    The backward pass of an operator has to ask again: it can be inside where its forward pass was not.
+    """
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return transformed or torch.autograd.forward_ad._current_level >= 0 or choose(*tensors) == "reference"
+    return transformed or torch.autograd.forward_ad._current_level >= 0
+
+
+def refuse_tangents(name: str, *tensors: Tensor) -> None:
+    """For the backward pass of an operator whose derivative is an operator too: raise where jvp would silently be zero.
+
+    Raises:
+        RuntimeError: in forward-mode AD, where one of the ``tensors`` has a tangent.
+    """
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level < 0:
+        return
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    if transformed or any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            f"forward-mode AD of the gradient of {name} needs its forward pass inside too: call {name} within the dual "
+            "level or the function that torch.func.jvp differentiates"
+        )
 
 
 def runs_as_written() -> bool:
@@ -144,7 +176,21 @@ def runs_as_written() -> bool:
     """
     return not (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        or is_transformed()
     )
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """What torch.jit.trace must not record: reading values once, whose sizes would be tensors to it."""
+    state = torch._C._get_tracing_state()
+    if state is None:
+        yield
+        return
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined] # the stub lacks it
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]

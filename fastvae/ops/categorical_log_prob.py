@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastvae import reference
 
-from ._dispatch import choose, must_use_definition
+from ._dispatch import choose, must_use_definition, refuse_tangents
 from .likelihood_rows import (
     accumulator,
     block_sizes,
@@ -119,6 +119,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> N
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+    refuse_tangents("categorical_log_prob", grad)
     return None, _backward(*ctx.saved_tensors, grad)
 
 

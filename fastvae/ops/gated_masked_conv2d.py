@@ -6,15 +6,15 @@ from torch import Tensor
 from fastvae import reference
 from fastvae.reference.masked_conv2d import NamedMask
 
-from ._dispatch import autocast_dtype, choose, must_use_definition, runs_as_written
+from ._dispatch import autocast_dtype, choose, is_transformed, must_use_definition, runs_as_written
 from .masked_conv2d import kernels_are_faster, masked_conv2d_by_taps, taps_for, why_not_kernels
 from .masked_conv2d_checks import check_arguments, check_mask, check_tensor
 from .masked_conv2d_operators import (
     convolve_window,
     empty_like,
+    grad_input,
+    grad_weight,
     layout_of,
-    masked_conv2d_grad_input,
-    masked_conv2d_grad_weight,
     only_live,
     runs_kernels,
 )
@@ -204,13 +204,13 @@ def _backward(ctx, grad_y: Tensor | None, grad_gates: Tensor | None):  # type: i
         return None, None, None, None, *nothing
     if grad_y is None:
         grad_y = torch.zeros_like(gates[:, : gates.shape[1] // 2])
-    simple = grad_gates is None and not torch.is_grad_enabled()
+    simple = grad_gates is None and not (torch.is_grad_enabled() or is_transformed())
     grad_h = _gate_backward(gates, grad_y) if simple else _gate_gradient(gates, grad_y, grad_gates)
     needs_x, needs_window, needs_bias, needs_condition, *_ = ctx.needs_input_grad
     summed = grad_h.sum((2, 3)) if needs_bias or (needs_condition and not ctx.is_map) else None  # (N, 2C)
     return (
-        masked_conv2d_grad_input(grad_h, window, *ctx.taps) if needs_x else None,
-        masked_conv2d_grad_weight(x, grad_h, *window.shape[2:], *ctx.taps) if needs_window else None,
+        grad_input(grad_h, window, *ctx.taps) if needs_x else None,
+        grad_weight(x, grad_h, *window.shape[2:], *ctx.taps) if needs_window else None,
         summed.sum(0) if needs_bias and summed is not None else None,
         (grad_h if ctx.is_map else summed) if needs_condition else None,
         *nothing,

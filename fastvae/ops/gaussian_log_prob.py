@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastvae import reference
 
-from ._dispatch import choose, must_use_definition
+from ._dispatch import choose, must_use_definition, refuse_tangents
 from .likelihood_rows import (
     accumulator,
     block_sizes,
@@ -125,6 +125,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tens
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    refuse_tangents("gaussian_log_prob", grad)
     x, loc, log_scale = ctx.saved_tensors
     grad_loc, grad_log_scale = _backward(x, loc, log_scale, grad)
     grad_x = None

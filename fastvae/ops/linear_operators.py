@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._dispatch import choose, must_use_definition
+from ._dispatch import choose, must_use_definition, refuse_tangents
 from .likelihood_rows import accumulator, is_small, needs_grad, runs_directly
 from .linear_rows import as_rows, cast_for_autocast, check_linear
 
@@ -131,6 +131,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_tangents(f"linear_{ctx.family}_log_prob", grad)
     needs = [bool(needed) for needed in ctx.needs_input_grad[1:5]]
     grads = _backward(*ctx.saved_tensors, ctx.num_levels, grad, needs[:3], ctx.family)
     return None, *(value if needed else None for value, needed in zip(grads, needs, strict=True)), None, None

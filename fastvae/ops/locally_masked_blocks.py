@@ -17,9 +17,9 @@ from torch.nn.grad import conv2d_weight
 
 from .locally_masked_plan import Block, kept_bits, mirrored, plan_blocks, static_taps
 
-__all__ = ["forward", "grad_input", "grad_weight", "layout"]
+__all__ = ["FEWEST_CHANNELS", "forward", "grad_input", "grad_weight", "layout", "linear"]
 
-_FEWEST_CHANNELS = 12  # of a row that is worth gathering
+FEWEST_CHANNELS = 12  # of a row that is worth gathering
 _CHUNK_BYTES = 1 << 20  # of the images that are computed together: they and what is gathered stay in the caches
 _COLUMN_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}  # of images that are unfolded together
 _FEWEST_ROWS = 64  # of a product for oneDNN
@@ -37,11 +37,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilati
     if not _can_gather(x):
         for part, rows in _unfolded(x, mask, size, dilation):
             out = y[part].permute(0, 2, 3, 1)
-            out.copy_(_linear(rows, packed.flatten(1), bias).view(out.shape))
+            out.copy_(linear(rows, packed.flatten(1), bias).view(out.shape))
         return y
     for part, chunk in _chunks(x, mask, weight.shape, dilation):
         rows = torch.cat(
-            [_linear(chunk.gather(b), packed.index_select(1, b.taps).flatten(1), bias) for b in chunk.blocks]
+            [linear(chunk.gather(b), packed.index_select(1, b.taps).flatten(1), bias) for b in chunk.blocks]
         )
         rows = rows.index_select(0, chunk.places())  # (n * H * W, C_out)
         out = y[part].permute(0, 2, 3, 1)
@@ -53,7 +53,7 @@ def grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> T
     """(N, C_out, H, W), (C_out, C_in, k, k) -> (N, C_in, H, W), laid out as ``grad_y``."""
     size, channels = weight.shape[-1], weight.shape[1]
     is_static = not grad_y.is_cuda and static_taps(mask, size, dilation) is not None
-    if channels >= _FEWEST_CHANNELS or channels >= weight.shape[0] or is_static:
+    if channels >= FEWEST_CHANNELS or channels >= weight.shape[0] or is_static:
         return forward(grad_y, weight.transpose(0, 1).flip(2, 3), None, mirrored(mask, size, dilation), dilation)
     # to few channels: multiplying first and folding then is less work
     grad_x = grad_y.new_empty(grad_y.shape[0], channels, *grad_y.shape[2:])
@@ -81,9 +81,9 @@ def grad_weight(x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilat
             grads = grad_y[part].permute(0, 2, 3, 1).reshape(-1, shape[0])  # (n * H * W, C_out)
             for block in chunk.blocks:
                 some = grads.index_select(0, chunk.pixels(block))
-                product = _linear(some.t(), chunk.gather(block).t(), None)  # (C_out, T * C_in)
+                product = linear(some.t(), chunk.gather(block).t(), None)  # (C_out, T * C_in)
                 total.index_add_(1, block.taps, product.view(shape[0], -1, shape[1]).to(wide))
-        return total.transpose(1, 2).reshape(shape).to(x.dtype)
+        return total.transpose(1, 2).contiguous().view(shape).to(x.dtype)
     total = x.new_zeros(kernel_size**2 * shape[1], shape[0], dtype=wide)
     for part, rows in _unfolded(x, mask, kernel_size, dilation):
         grads = grad_y[part].flatten(2)  # (n, C_out, H * W)
@@ -99,7 +99,7 @@ def layout(x: Tensor) -> torch.memory_format:
 
 
 def _can_gather(x: Tensor) -> bool:
-    return not x.is_cuda and x.shape[1] >= _FEWEST_CHANNELS
+    return not x.is_cuda and x.shape[1] >= FEWEST_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def _chunks(x: Tensor, mask: Tensor, shape: torch.Size, dilation: int) -> Iterat
     """As many images at a time as the caches hold; ``shape`` is that of the weight. The memory is used again."""
     batch, channels, height, width = x.shape
     image = height * width
-    step = min(batch, max(1, _CHUNK_BYTES // (channels * image * x.element_size())))
+    most = _CHUNK_BYTES if mask.ndim == 2 else _CHUNK_BYTES // 2  # plans of many masks are large themselves
+    step = min(batch, max(1, most // (channels * image * x.element_size())))
     memory = x.new_zeros(step, image + 1, channels)
     for first in range(0, batch, step):
         images = x[first : first + step]
@@ -144,7 +145,7 @@ def _chunks(x: Tensor, mask: Tensor, shape: torch.Size, dilation: int) -> Iterat
         yield slice(first, first + count), _Chunk(rows, blocks, copy[:, None] * (image + 1), copy * image)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, through oneDNN where that is faster: MKL leaves AVX-512 unused on processors of other makers."""
     if x.dtype == torch.float32 and len(x) >= _FEWEST_ROWS and weight.numel() and _has_onednn():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -8,16 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastvae import reference
+from fastvae.reference.locally_masked_conv2d import masked_columns
 
 from . import locally_masked_blocks as blocks
-from ._dispatch import autocast_dtype, choose, must_use_definition
+from ._dispatch import autocast_dtype, choose, is_transformed, must_use_definition, runs_as_written
 from ._memory import keep_freed_memory
-from .locally_masked_plan import sources_of
+from .locally_masked_plan import kept_columns, sources_of
+from .masked_conv2d_checks import check_tensor
 from .tap_bits import LARGEST_KERNEL, mirror_tap_bits
 
 __all__ = ["locally_masked_conv2d"]
 
-_SMALL = 1 << 17  # elements of the unfolded input, below which plans and operators cost more than they save
+_SMALL = 1 << 20  # elements of the unfolded input, below which plans and operators cost more than they save
+_FEWEST_TO_GATHER = {False: 1 << 19, True: 1 << 17}  # and below which gathering does too, with a gradient or without
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -65,24 +68,62 @@ def locally_masked_conv2d(
     backend = choose(x, weight, mask, unsupported=unsupported)
     if must_use_definition(x, weight) or not x.numel():
         return reference.locally_masked_conv2d(x, weight, bias, mask, dilation)
-    if backend == "torch" and _is_small(x, weight) and not torch.compiler.is_compiling():
-        return _gathered(x, weight, bias, mask, dilation)
+    elements = x.numel() * weight.shape[-1] ** 2
+    if backend == "torch" and x.device.type == "cpu" and elements < _SMALL and runs_as_written():
+        least = _FEWEST_TO_GATHER[torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)]
+        gathers = elements >= least and x.shape[1] >= blocks.FEWEST_CHANNELS
+        return (_gathered if gathers else _unfolded)(x, weight, bias, mask, dilation)
     return _forward(x, weight, bias, mask, dilation, backend == "triton")
 
 
-def _is_small(x: Tensor, weight: Tensor) -> bool:
-    gathers_well = x.shape[1] == 1 or x.shape[1] >= 8  # rows of two to seven numbers are slow to gather
-    return not x.is_cuda and gathers_well and x.numel() * weight.shape[-1] ** 2 < _SMALL
+# Plain differentiable operations, the fastest where there is little.
+
+
+def _unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
+    """The definition with a remembered mask, the bias in the product."""
+    size = weight.shape[-1]
+    columns = F.unfold(x, size, padding=size // 2 * dilation, dilation=dilation)  # (N, C_in * k * k, H * W)
+    keep = kept_columns(mask, size, x.element_size())
+    if columns.requires_grad:
+        columns = _Cut.apply(columns, keep)
+    else:
+        by_bits(columns, keep).bitwise_and_(keep)
+    flat = weight.flatten(1).expand(len(columns), -1, -1)
+    y = flat.bmm(columns) if bias is None else torch.baddbmm(bias[:, None], flat, columns)
+    return y.unflatten(2, x.shape[2:]).contiguous(memory_format=blocks.layout(x))
+
+
+def by_bits(columns: Tensor, keep: Tensor) -> Tensor:
+    """(N, C_in * k * k, H * W) floating point numbers as (N, C_in, k * k, H * W) whole ones, in the same memory."""
+    return columns.view(keep.dtype).unflatten(1, (-1, keep.shape[2]))
+
+
+class _Cut(torch.autograd.Function):
+    """Zero where ``keep`` has no bits, also for numbers that are infinite; faster than filling by a mask."""
+
+    @staticmethod
+    def forward(ctx: Any, columns: Tensor, keep: Tensor) -> Tensor:
+        ctx.keep = keep
+        return by_bits(columns, keep).bitwise_and(keep).flatten(1, 2).view(columns.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if is_transformed():
+            dead = (ctx.keep == 0).expand(-1, grad.shape[1] // ctx.keep.shape[2], -1, -1).flatten(1, 2)
+            return grad.masked_fill(dead, 0), None
+        return _Cut.apply(grad.contiguous(), ctx.keep), None
 
 
 def _gathered(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
-    """All of it in one gather and one product: plain differentiable operations, the fastest where there is little."""
+    """All of it in one gather and one product."""
     batch, _, height, width = x.shape
     rows = F.pad(x.flatten(2), (0, 1)).transpose(1, 2).flatten(0, 1)  # (N * (H * W + 1), C_in): zeros end each image
     images = torch.arange(batch)[:, None, None] * (height * width + 1)
     sources = sources_of(mask, weight.shape[-1], dilation) + images  # (N, H * W, k * k)
     columns = rows.index_select(0, sources.flatten()).view(batch * height * width, -1)
-    y = F.linear(columns, weight.flatten(2).transpose(1, 2).flatten(1), bias).view(batch, height * width, -1)
+    flat = weight.flatten(2).transpose(1, 2).flatten(1)
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    y = (F.linear if recorded else blocks.linear)(columns, flat, bias).view(batch, height * width, -1)
     return y.transpose(1, 2).unflatten(2, (height, width)).contiguous(memory_format=blocks.layout(x))
 
 
@@ -91,16 +132,10 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilatio
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.device != x.device:
+        if name != "mask":
+            check_tensor(name, tensor, x)
+        elif tensor.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
-        if name == "mask":
-            continue
-        if not tensor.is_floating_point():
-            raise TypeError(
-                f"{name} must be floating point, got {tensor.dtype}; convert it, for example {name}.float()"
-            )
-        if tensor.dtype != x.dtype and (x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type)):
-            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}; convert one of them")
     if mask.dtype != torch.int64:
         raise TypeError(f"mask must be int64, the bits of taps as fastvae.ops.tap_bits makes them, got {mask.dtype}")
     if x.ndim not in (3, 4):
@@ -185,6 +220,31 @@ def _(x: Tensor, grad_y: Tensor, kernel_size: int, mask: Tensor, dilation: int, 
     return x.new_empty(grad_y.shape[1], x.shape[1], kernel_size, kernel_size)
 
 
+# What backward passes call: they can be inside a transform in which their forward pass was not, where only plain
+# operations are right.
+
+
+def _forward_of(x: Tensor, weight: Tensor, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
+    if is_transformed():
+        return reference.locally_masked_conv2d(x, weight, None, mask, dilation)
+    return _forward(x, weight, None, mask, dilation, use_kernels)
+
+
+def _grad_input_of(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
+    if not is_transformed():
+        return _grad_input(grad_y, weight, mask, dilation, use_kernels)
+    seen_by = mirror_tap_bits(mask, weight.shape[-1], dilation)
+    mirrored = weight.flip(2, 3).transpose(0, 1)
+    return reference.locally_masked_conv2d(grad_y, mirrored, None, seen_by, dilation)
+
+
+def _grad_weight_of(x: Tensor, grad_y: Tensor, size: int, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
+    if not is_transformed():
+        return _grad_weight(x, grad_y, size, mask, dilation, use_kernels)
+    product = grad_y.flatten(2) @ masked_columns(x, size, mask, dilation).transpose(1, 2)  # (N, C_out, C_in * k * k)
+    return product.sum(0).unflatten(1, (x.shape[1], size, size))
+
+
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, _, mask, *ctx.options = inputs
     ctx.save_for_backward(x, weight, mask)
@@ -193,8 +253,8 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, mask = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-    grad_x = _grad_input(grad_y, weight, mask, *ctx.options) if needs_x else None
-    grad_weight = _grad_weight(x, grad_y, weight.shape[-1], mask, *ctx.options) if needs_weight else None
+    grad_x = _grad_input_of(grad_y, weight, mask, *ctx.options) if needs_x else None
+    grad_weight = _grad_weight_of(x, grad_y, weight.shape[-1], mask, *ctx.options) if needs_weight else None
     return grad_x, grad_weight, grad_y.sum((0, 2, 3)) if needs_bias else None, None, None, None
 
 
@@ -206,8 +266,8 @@ def _save_grad_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _grad_input_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     grad_y, weight, mask = ctx.saved_tensors
     needs_y, needs_weight, *_ = ctx.needs_input_grad
-    grad_grad_y = _forward(grad_out, weight, None, mask, *ctx.options) if needs_y else None
-    grad_weight = _grad_weight(grad_out, grad_y, weight.shape[-1], mask, *ctx.options) if needs_weight else None
+    grad_grad_y = _forward_of(grad_out, weight, mask, *ctx.options) if needs_y else None
+    grad_weight = _grad_weight_of(grad_out, grad_y, weight.shape[-1], mask, *ctx.options) if needs_weight else None
     return grad_grad_y, grad_weight, None, None, None
 
 
@@ -219,8 +279,8 @@ def _save_grad_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 def _grad_weight_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     x, grad_y, mask = ctx.saved_tensors
     needs_x, needs_y, *_ = ctx.needs_input_grad
-    grad_x = _grad_input(grad_y, grad_out, mask, *ctx.options) if needs_x else None
-    grad_grad_y = _forward(x, grad_out, None, mask, *ctx.options) if needs_y else None
+    grad_x = _grad_input_of(grad_y, grad_out, mask, *ctx.options) if needs_x else None
+    grad_grad_y = _forward_of(x, grad_out, mask, *ctx.options) if needs_y else None
     return grad_x, grad_grad_y, None, None, None, None
 
 

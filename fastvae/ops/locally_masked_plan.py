@@ -14,11 +14,13 @@ from fastvae.reference.locally_masked_conv2d import unpack_tap_bits
 
 from .tap_bits import mirror_tap_bits, neighbours, pack_tap_bits
 
-__all__ = ["INTEGERS", "Block", "kept_bits", "mirrored", "plan_blocks", "sources_of", "static_taps"]
+__all__ = ["INTEGERS", "Block", "kept_bits", "kept_columns", "mirrored", "plan_blocks", "sources_of", "static_taps"]
 
 _FEWEST_PRODUCTS = 1 << 20  # a block is as large as to save this many for each tap that it does not need
 _FEWEST_ROWS = 256
 _MOST_ELEMENTS = 1 << 19  # of what one block gathers: 2 MiB in float32
+
+_MOST_REMEMBERED = 1 << 14  # pixels of masks that every image has for itself
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of the size of a floating point number
 
@@ -37,18 +39,20 @@ class Block:
 
 
 def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Remember what depends on a shared mask alone, by the bits in it: a changed mask can never find an old plan."""
+    """Remember what depends on a mask alone, by the bits in it: a changed mask can never find an old plan."""
 
-    @lru_cache(maxsize=64)
-    def by_content(content: bytes, height: int, *arguments: int) -> Any:
-        mask = torch.frombuffer(bytearray(content), dtype=torch.int64).view(height, -1)
+    def by_content(content: bytes, shape: torch.Size, *arguments: int) -> Any:
+        mask = torch.frombuffer(bytearray(content), dtype=torch.int64).view(shape)
         return function(mask, *arguments)
+
+    shared, of_images = lru_cache(maxsize=64)(by_content), lru_cache(maxsize=4)(by_content)
 
     @wraps(function)
     def call(mask: Tensor, *arguments: int) -> Any:
-        if mask.ndim == 3 or mask.is_cuda:  # one for each image: seldom the same again
+        if mask.is_cuda or (mask.ndim == 3 and mask.numel() > _MOST_REMEMBERED):
             return function(mask, *arguments)
-        return by_content(mask.numpy().tobytes(), mask.shape[0], *arguments)
+        remembered = shared if mask.ndim == 2 else of_images
+        return remembered(mask.numpy().tobytes(), mask.shape, *arguments)
 
     return call
 
@@ -69,6 +73,13 @@ def kept_bits(mask: Tensor, kernel_size: int, element_size: int, channels: int) 
     live = live.reshape(-1, *live.shape[-3:-1], kernel_size, kernel_size, 1)
     # in memory for every channel: what is repeated by a stride of zero would break the loops over long rows
     return (-live.to(INTEGERS[element_size])).repeat(1, 1, 1, 1, 1, channels)
+
+
+@_cached
+def kept_columns(mask: Tensor, kernel_size: int, element_size: int) -> Tensor:
+    """(1 or N, 1, k * k, H * W), as ``kept_bits`` for the columns of an unfolded image."""
+    live = unpack_tap_bits(mask, kernel_size).flatten(-2)  # (k * k, H * W) or (N, k * k, H * W)
+    return -live.to(INTEGERS[element_size]).view(-1, 1, *live.shape[-2:])
 
 
 @_cached

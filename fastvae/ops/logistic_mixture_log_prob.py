@@ -9,7 +9,7 @@ from torch import Tensor
 from fastvae import reference
 from fastvae.reference import logistic_mixture_parts
 
-from ._dispatch import choose, must_use_definition
+from ._dispatch import choose, must_use_definition, refuse_tangents
 from .likelihood_rows import (
     accumulator,
     broadcast_batch,
@@ -127,6 +127,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor)
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    refuse_tangents("logistic_mixture_log_prob", grad)
     return None, _backward(*ctx.saved_tensors, grad, ctx.num_levels), None
 
 

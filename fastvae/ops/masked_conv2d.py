@@ -11,7 +11,7 @@ from fastvae.reference.masked_conv2d import Mask, NamedMask
 from ._dispatch import HAS_TRITON, autocast_dtype, choose, constant_when_compiled, must_use_definition
 from ._memory import keep_freed_memory
 from .masked_conv2d_checks import check_arguments, check_mask
-from .masked_conv2d_operators import KERNEL_DTYPES, convolve_window, layout_of, masked_conv2d_forward
+from .masked_conv2d_operators import KERNEL_DTYPES, convolve_window, masked_conv2d_forward
 from .masked_conv2d_taps import Taps, live_window, named_taps, remembered_mask, taps_of
 
 __all__ = [
@@ -27,11 +27,11 @@ __all__ = [
 
 # cropping copies the input and the weight: it pays above these numbers of saved products, and below them the definition
 # is the fastest. Two cores, k=3, 28x28, batch 16, times faster than the masked weight, forward / with backward:
-# C=16 0.97 / 1.08 (channels_last 1.04 / 1.10), C=24 1.18 / 1.20 (1.22 / 1.26), C=32 1.16 / 1.24 (1.23 / 1.25), C=48
+# C=16 1.03 / 1.07 (channels_last 1.04 / 1.10), C=24 1.18 / 1.20 (1.22 / 1.26), C=32 1.16 / 1.24 (1.23 / 1.25), C=48
 # 1.27 / 1.26 (1.30 / 1.33). Without keep_freed_memory every copy is made in fresh pages, and small ones lose: C=24
 # 0.60 / 0.83, C=32 0.86 / 0.89.
-_SAVED_PER_INPUT = {torch.contiguous_format: 90, torch.channels_last: 60}
-_SAVED_IN_TOTAL = 6_000_000
+_SAVED_PER_INPUT = 45
+_SAVED_IN_TOTAL = 300_000
 
 
 def masked_conv2d(
@@ -57,8 +57,9 @@ def masked_conv2d(
         mask: what is alive. In raster order, "A" the taps before the centre (a first layer, whose pixel must not see
             itself), "B" these and the centre (every later layer). With a kernel of one row they are the horizontal
             stack of a gated net. "vertical" all rows down to that of the centre, "vertical-strict" the rows above it.
-            Or a boolean tensor that broadcasts to the weight, for any other mask. Its values are read, once; compiled
-            functions cannot read them and multiply the whole weight (``nn.MaskedConv2d`` reads before).
+            Or a boolean tensor that broadcasts to the weight, for any other mask. Its values are read when they have
+            changed (on CUDA when its version has, which ``mask.data`` escapes); compiled functions cannot read them
+            and multiply the whole weight (``nn.MaskedConv2d`` reads before).
         dilation: the distance between taps in pixels.
         num_colours: G, for masks A and B. Channels of one pixel belong to G colours, channel c to colour c * G // C,
             and a centre tap is alive if the colour of its input comes before that of its output (A), or is the
@@ -87,7 +88,7 @@ def masked_conv2d(
 
 def taps_for(mask: NamedMask | Tensor, weight: Tensor, num_colours: int) -> Taps:
     """The taps of a mask; all of them where the values of a given one cannot be read."""
-    height, width = weight.shape[2], weight.shape[3]
+    height, width = int(weight.shape[2]), int(weight.shape[3])  # a tracer's sizes are tensors
     if not isinstance(mask, Tensor):
         return named_taps((height, width), mask, num_colours)
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -147,7 +148,8 @@ def _table_prefers_kernels(
 
 def pays_to_crop(x: Tensor, weight: Tensor, taps: Taps) -> bool:
     """Whether cutting off what lies outside the window is faster than multiplying it by zero."""
-    if x.is_cuda or weight.shape[2:] == (1, 1):
+    out_channels, _, rows, columns = weight.shape
+    if x.is_cuda or rows * columns == 1:
         return True
-    saved = weight.shape[0] * (weight.shape[2] * weight.shape[3] - taps.rows * taps.columns)  # products per input
-    return saved >= _SAVED_PER_INPUT[layout_of(x)] and saved * x.numel() >= _SAVED_IN_TOTAL
+    saved = out_channels * (rows * columns - taps.rows * taps.columns)  # products per input
+    return saved * x.numel() >= _SAVED_IN_TOTAL and saved >= _SAVED_PER_INPUT

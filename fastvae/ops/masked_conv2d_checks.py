@@ -7,7 +7,12 @@ from torch import Tensor
 
 from fastvae.reference.masked_conv2d import NamedMask
 
-__all__ = ["check_arguments", "check_channels", "check_mask", "check_tensor"]
+from ._dispatch import autocast_dtype
+
+__all__ = ["check_arguments", "check_channels", "check_flag", "check_mask", "check_tensor"]
+
+
+_SERVED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_channels(name: str, value: int, *, least: int = 1) -> None:
@@ -17,15 +22,29 @@ def check_channels(name: str, value: int, *, least: int = 1) -> None:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
+def check_flag(name: str, value: bool) -> None:
+    """``value`` must be True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_tensor(name: str, tensor: Tensor, x: Tensor) -> None:
     """``tensor`` must be a floating point tensor on the device of ``x`` and, without autocast, of its dtype."""
-    if not isinstance(tensor, Tensor):
+    is_tensor = isinstance(tensor, Tensor)
+    is_like_x = is_tensor and tensor.dtype == x.dtype and tensor.device == x.device
+    if is_like_x and tensor.dtype in _SERVED and tensor.layout == torch.strided:
+        return  # nearly always: calls can be as short as these checks
+    if not is_tensor:
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {tensor.dtype}; convert it, for example {name}.float()")
+    if tensor.dtype.itemsize < 2:
+        raise TypeError(f"{name} must have at least 16 bits, got {tensor.dtype}; convert it, for example {name}.half()")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got layout {tensor.layout}; convert it, for example {name}.to_dense()")
     if tensor.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
-    if tensor.dtype != x.dtype and (x.device.type == "meta" or not torch.is_autocast_enabled(x.device.type)):
+    if tensor.dtype != x.dtype and autocast_dtype(x) is None:
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}; convert one of them")
 
 

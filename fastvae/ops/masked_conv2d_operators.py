@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from ._dispatch import is_transformed
 from .masked_conv2d_taps import frame_of
 
 __all__ = [
     "KERNEL_DTYPES",
     "convolve_window",
     "empty_like",
+    "grad_input",
+    "grad_weight",
     "layout_of",
     "masked_conv2d_forward",
-    "masked_conv2d_grad_input",
-    "masked_conv2d_grad_weight",
     "only_live",
     "runs_kernels",
 ]
@@ -36,6 +37,26 @@ def convolve_window(x: Tensor, window: Tensor, bias: Tensor | None, above: int, 
     """
     frame = frame_of(window.shape[2], window.shape[3], above, before, dilation)
     return F.conv2d(frame.around(x), window, bias, padding=frame.even, dilation=dilation)
+
+
+def _plain_forward(x: Tensor, window: Tensor, bias: Tensor | None, live: int, *where: int) -> Tensor:
+    return convolve_window(x, only_live(window, live), bias, *where)
+
+
+def _plain_grad_input(grad_y: Tensor, window: Tensor, live: int, above: int, before: int, dilation: int) -> Tensor:
+    # the taps mirrored at the output pixel: last become first
+    mirrored = only_live(window, live).flip(2, 3).transpose(0, 1)
+    below, after = window.shape[2] - 1 - above, window.shape[3] - 1 - before
+    return convolve_window(grad_y, mirrored, None, below, after, dilation)
+
+
+def _plain_grad_weight(
+    x: Tensor, grad_y: Tensor, rows: int, columns: int, live: int, above: int, before: int, dilation: int
+) -> Tensor:
+    shape = (grad_y.shape[1], x.shape[1], rows, columns)
+    frame = frame_of(rows, columns, above, before, dilation)
+    whole = conv2d_weight(frame.around(x), shape, grad_y, padding=frame.even, dilation=dilation)
+    return only_live(whole, live)
 
 
 # The operators run the Triton kernels. They are closed under differentiation: each is linear in both of its tensors,
@@ -72,7 +93,7 @@ def masked_conv2d_forward(
 ) -> Tensor:
     """(N, C_in, H, W) -> (N, C_out, H, W)."""
     if not runs_kernels(x):
-        y = convolve_window(x, only_live(window, live), bias, above, before, dilation)
+        y = _plain_forward(x, window, bias, live, above, before, dilation)
     else:
         from fastvae_kernels import masked_conv2d as kernels
 
@@ -91,10 +112,7 @@ def masked_conv2d_grad_input(
 ) -> Tensor:
     """(N, C_out, H, W) -> (N, C_in, H, W)."""
     if not runs_kernels(grad_y):
-        # the taps mirrored at the output pixel: last become first
-        mirrored = only_live(window, live).flip(2, 3).transpose(0, 1)
-        below, after = window.shape[2] - 1 - above, window.shape[3] - 1 - before
-        grad_x = convolve_window(grad_y, mirrored, None, below, after, dilation)
+        grad_x = _plain_grad_input(grad_y, window, live, above, before, dilation)
     else:
         from fastvae_kernels import masked_conv2d as kernels
 
@@ -116,15 +134,29 @@ def masked_conv2d_grad_weight(
         from fastvae_kernels import masked_conv2d as kernels
 
         return kernels.grad_weight(x, grad_y, (rows, columns), live, dilation, (above, before))
-    shape = (grad_y.shape[1], x.shape[1], rows, columns)
-    frame = frame_of(rows, columns, above, before, dilation)
-    whole = conv2d_weight(frame.around(x), shape, grad_y, padding=frame.even, dilation=dilation)
-    return only_live(whole, live).contiguous()
+    return _plain_grad_weight(x, grad_y, rows, columns, live, above, before, dilation).contiguous()
 
 
 @masked_conv2d_grad_weight.register_fake
 def _(x: Tensor, grad_y: Tensor, rows: int, columns: int, live: int, above: int, before: int, dilation: int) -> Tensor:
     return x.new_empty(grad_y.shape[1], x.shape[1], rows, columns)
+
+
+# What backward passes call: they can be inside a transform in which their forward pass was not.
+
+
+def _forward(x: Tensor, window: Tensor, *taps: int) -> Tensor:
+    return (_plain_forward if is_transformed() else masked_conv2d_forward)(x, window, None, *taps)
+
+
+def grad_input(grad_y: Tensor, window: Tensor, *taps: int) -> Tensor:
+    """(N, C_out, H, W) -> (N, C_in, H, W), differentiable in every way; ``taps`` are live, above, before, dilation."""
+    return (_plain_grad_input if is_transformed() else masked_conv2d_grad_input)(grad_y, window, *taps)
+
+
+def grad_weight(x: Tensor, grad_y: Tensor, rows: int, columns: int, *taps: int) -> Tensor:
+    """(N, C_in, H, W), (N, C_out, H, W) -> (C_out, C_in, rows, columns), differentiable in every way."""
+    return (_plain_grad_weight if is_transformed() else masked_conv2d_grad_weight)(x, grad_y, rows, columns, *taps)
 
 
 def _save_forward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -135,8 +167,8 @@ def _save_forward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, grad_y: Tensor):  # type: ignore[no-untyped-def]
     x, window = ctx.saved_tensors
     needs_x, needs_window, needs_bias, *_ = ctx.needs_input_grad
-    grad_x = masked_conv2d_grad_input(grad_y, window, *ctx.taps) if needs_x else None
-    grad_window = masked_conv2d_grad_weight(x, grad_y, *window.shape[2:], *ctx.taps) if needs_window else None
+    grad_x = grad_input(grad_y, window, *ctx.taps) if needs_x else None
+    grad_window = grad_weight(x, grad_y, *window.shape[2:], *ctx.taps) if needs_window else None
     return grad_x, grad_window, grad_y.sum((0, 2, 3)) if needs_bias else None, None, None, None, None
 
 
@@ -148,8 +180,8 @@ def _save_grad_input(ctx, inputs, output) -> None:  # type: ignore[no-untyped-de
 def _grad_input_backward(ctx, grad_out: Tensor):  # type: ignore[no-untyped-def]
     grad_y, window = ctx.saved_tensors
     needs_y, needs_window, *_ = ctx.needs_input_grad
-    grad_grad_y = masked_conv2d_forward(grad_out, window, None, *ctx.taps) if needs_y else None
-    grad_window = masked_conv2d_grad_weight(grad_out, grad_y, *window.shape[2:], *ctx.taps) if needs_window else None
+    grad_grad_y = _forward(grad_out, window, *ctx.taps) if needs_y else None
+    grad_window = grad_weight(grad_out, grad_y, *window.shape[2:], *ctx.taps) if needs_window else None
     return grad_grad_y, grad_window, None, None, None, None
 
 
@@ -161,8 +193,8 @@ def _save_grad_weight(ctx, inputs, output) -> None:  # type: ignore[no-untyped-d
 def _grad_weight_backward(ctx, grad_out: Tensor):  # type: ignore[no-untyped-def]
     x, grad_y = ctx.saved_tensors
     needs_x, needs_y, *_ = ctx.needs_input_grad
-    grad_x = masked_conv2d_grad_input(grad_y, grad_out, *ctx.taps) if needs_x else None
-    grad_grad_y = masked_conv2d_forward(x, grad_out, None, *ctx.taps) if needs_y else None
+    grad_x = grad_input(grad_y, grad_out, *ctx.taps) if needs_x else None
+    grad_grad_y = _forward(x, grad_out, *ctx.taps) if needs_y else None
     return grad_x, grad_grad_y, None, None, None, None, None, None
 
 

@@ -1,5 +1,6 @@
 """Which taps of a masked kernel are alive: the window that holds them, where it lies, and how many of it are needed."""
 
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -7,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastvae.reference.masked_conv2d import NamedMask, colour_groups, count_live_taps, raster_mask
+from fastvae.reference.masked_conv2d import NamedMask, colour_groups, count_live_taps, named_mask, raster_mask
 
-from ._dispatch import runs_as_written
+from ._dispatch import runs_as_written, untraced
 
-__all__ = ["Frame", "Taps", "frame_of", "live_window", "named_taps", "remembered_mask", "taps_of"]
+__all__ = ["Frame", "Seen", "Taps", "frame_of", "live_window", "named_taps", "remembered_mask", "taps_of"]
 
 
 class Taps(NamedTuple):
@@ -52,23 +53,60 @@ def named_taps(kernel_size: tuple[int, int], mask: NamedMask, num_colours: int =
     return Taps(0, 0, rows, width if rows > 1 else max(1, live), live, height // 2, width // 2, has_colours)
 
 
-_seen: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # mask -> (its version, its taps)
+class Seen:
+    """A mask when its values were read, to know whether it is the same still.
+
+    On the CPU its values are compared: they may change behind PyTorch's counter of versions (``mask.data``, an array of
+    numpy that shares its memory). Elsewhere this would wait for the device, and the version has to do.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = weakref.ref(mask)
+        self.version = _version(mask)
+        self.values = mask.detach().clone() if mask.device.type == "cpu" else None
+
+    def is_same(self, mask: Tensor) -> bool:
+        """Whether ``mask`` is that tensor, with the same values."""
+        if self.mask() is not mask or (self.version is not None and self.version != _version(mask)):
+            return False
+        if self.values is None:
+            return self.version is not None
+        return torch.equal(_in_words(self.values), _in_words(mask.detach()))
+
+
+def _in_words(values: Tensor) -> Tensor:
+    """The same memory eight bytes at a time, where it can be: compared up to eight times as fast."""
+    in_words = (
+        values.is_contiguous() and values.numel() * values.element_size() % 8 == 0 and not values.storage_offset()
+    )
+    return values.view(-1).view(torch.int64) if in_words else values
+
+
+def _version(mask: Tensor) -> int | None:
+    return None if mask.is_inference() else mask._version
+
+
+_seen: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # mask -> (when it was read, the size of the kernel, taps)
 
 
 def taps_of(mask: Tensor, kernel_size: tuple[int, int]) -> Taps:
-    """The taps of a boolean tensor that broadcasts to the weight; its values are read once per version.
+    """The taps of a boolean tensor that broadcasts to the weight; its values are read again when they change.
 
     Example:
         >>> import torch
         >>> taps_of(torch.tensor([[False, False, False], [True, True, False], [True, True, False]]), (3, 3))
         Taps(top=1, left=0, rows=2, columns=2, live=4, above=0, before=1, is_partial=False)
     """
-    version = None if mask.is_inference() else mask._version
+    with untraced():
+        return _taps_of(mask, (int(kernel_size[0]), int(kernel_size[1])))
+
+
+def _taps_of(mask: Tensor, kernel_size: tuple[int, int]) -> Taps:
     known = _seen.get(mask)
-    if known is not None and version is not None and known[:2] == (version, kernel_size):
+    if known is not None and known[1] == kernel_size and known[0].is_same(mask):
         return known[2]
     taps = _read_taps(mask.detach(), kernel_size)
-    _seen[mask] = (version, kernel_size, taps)
+    _seen[mask] = (Seen(mask), kernel_size, taps)
     return taps
 
 
@@ -105,6 +143,11 @@ def remembered_mask(weight: Tensor, mask: NamedMask) -> NamedMask | Tensor:
     return known
 
 
+def _sizes(weight: Tensor) -> tuple[int, int, int, int]:
+    out, into, rows, columns = map(int, weight.shape)
+    return out, into, rows, columns
+
+
 def live_window(
     weight: Tensor, taps: Taps, mask: NamedMask | Tensor, num_colours: int = 1, *, zero_dead: bool = True
 ) -> Tensor:
@@ -113,13 +156,18 @@ def live_window(
     The taps after the first ``taps.live`` are zero, or with ``zero_dead=False`` may be anything.
     """
     rows, columns = slice(taps.top, taps.top + taps.rows), slice(taps.left, taps.left + taps.columns)
-    window = weight[:, :, rows, columns]
+    is_whole = taps.rows == weight.shape[2] and taps.columns == weight.shape[3]
+    window = weight if is_whole else weight[:, :, rows, columns]
     size = taps.rows * taps.columns
     if isinstance(mask, Tensor) and taps.is_partial:
         whole = mask.expand(*mask.shape[:-2], *weight.shape[-2:])
         return window * whole[..., rows, columns].to(weight.dtype)
     if not taps.is_partial and (taps.live == size or not zero_dead):
         return window
+    if torch.compiler.is_compiling() and not isinstance(mask, Tensor):
+        # inductor cannot order the strides of the view below where sizes are symbols
+        whole = named_mask(_sizes(weight), mask, num_colours, dtype=torch.bool, device=weight.device)
+        return window.masked_fill(~whole[..., rows, columns], 0)
     prefix = window.flatten(2)[..., : taps.live]  # dead taps are not even read
     if taps.is_partial:  # of several colours, in the last live tap: the centre
         out, into = (colour_groups(channels, num_colours, weight.device) for channels in weight.shape[:2])

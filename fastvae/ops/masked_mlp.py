@@ -9,7 +9,7 @@ from torch import Tensor
 from fastvae import reference
 from fastvae.reference.masked_mlp import DRAWS, parse_program
 
-from ._dispatch import must_use_definition
+from ._dispatch import must_use_definition, refuse_tangents
 from .masked_mlp_draws import Callback, Function, Named, check_draw
 from .masked_mlp_kernel import solve_by_kernel, uses_kernel
 from .masked_mlp_plan import MaskedMLPPlan
@@ -263,6 +263,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    refuse_tangents("solve_masked_mlp", grad)
     values, noise, *rest = ctx.saved_tensors
     weights, terms, indices = _split(rest, ctx.counts)
     draw = ctx.draw

@@ -10,15 +10,15 @@ from fastvae import reference
 from fastvae.reference.masked_conv2d import NamedMask
 from fastvae.reference.masked_residual import Activation
 
-from ._dispatch import autocast_dtype, choose, must_use_definition, runs_as_written
+from ._dispatch import autocast_dtype, choose, is_transformed, must_use_definition, runs_as_written
 from .masked_conv2d import kernels_are_faster, masked_conv2d_by_taps, taps_for, why_not_kernels
 from .masked_conv2d_checks import check_arguments, check_mask, check_tensor
 from .masked_conv2d_operators import (
     convolve_window,
     empty_like,
+    grad_input,
+    grad_weight,
     layout_of,
-    masked_conv2d_grad_input,
-    masked_conv2d_grad_weight,
     only_live,
     runs_kernels,
 )
@@ -187,14 +187,14 @@ def _backward(ctx, grad_y: Tensor | None, grad_activated: Tensor | None):  # typ
         return None, None, None, None, *nothing
     if ctx.activation == "none":
         grad_h = total
-    elif torch.is_grad_enabled():
+    elif torch.is_grad_enabled() or is_transformed():
         grad_h = _activation_gradient(activated, total, ctx.activation)
     else:
         grad_h = _activation_backward(activated, total, ctx.activation)
     needs_x, needs_window, needs_bias, *_ = ctx.needs_input_grad
     return (
-        masked_conv2d_grad_input(grad_h, window, *ctx.taps) if needs_x else None,
-        masked_conv2d_grad_weight(x, grad_h, *window.shape[2:], *ctx.taps) if needs_window else None,
+        grad_input(grad_h, window, *ctx.taps) if needs_x else None,
+        grad_weight(x, grad_h, *window.shape[2:], *ctx.taps) if needs_window else None,
         grad_h.sum((0, 2, 3)) if needs_bias else None,
         grad_y,
         *nothing,

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastvae import reference
 
 from . import nade_blocks
-from ._dispatch import choose, must_use_definition
+from ._dispatch import choose, must_use_definition, refuse_tangents
 from .bernoulli_log_prob import bernoulli_log_prob
 
 __all__ = ["nade_log_prob", "nade_logits", "nade_sample"]
@@ -240,6 +240,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_tangents("nade_logits", grad)
     grad_weight, grad_hidden_bias, grad_output_weight = _backward(*ctx.saved_tensors, grad)
     return None, grad_weight, grad_hidden_bias, grad_output_weight, grad.sum(0)
 

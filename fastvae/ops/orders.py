@@ -112,7 +112,12 @@ def check_order(order: Any, size: tuple[int, int]) -> Tensor:
     height, width = check_size(size)
     if order is None or isinstance(order, str):
         raise TypeError(f"order must be an array of rows and columns, got {order!r}; see generation_order")
-    given = torch.as_tensor(order).detach().cpu()
+    try:
+        given = torch.as_tensor(order).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"order must be an array of rows and columns, got {type(order).__name__}: {error}; see generation_order"
+        ) from error
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise TypeError(f"order must hold integers, got {given.dtype}")
     if tuple(given.shape) != (height * width, 2):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["locally_masked_conv2d", "unpack_tap_bits"]
+__all__ = ["locally_masked_conv2d", "masked_columns", "unpack_tap_bits"]
 
 
 def unpack_tap_bits(mask: Tensor, kernel_size: int) -> Tensor:
@@ -35,9 +35,13 @@ def locally_masked_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: 
     Returns:
         (N, C_out, H, W).
     """
-    size = weight.shape[-1]
-    columns = F.unfold(x, size, padding=size // 2 * dilation, dilation=dilation)  # (N, C_in * k * k, H * W)
-    dead = ~unpack_tap_bits(mask, size).flatten(-2)  # (k * k, H * W) or (N, k * k, H * W)
-    columns = columns.unflatten(1, (x.shape[1], size * size)).masked_fill(dead.unsqueeze(-3), 0)
-    y = (weight.flatten(1) @ columns.flatten(1, 2)).unflatten(-1, x.shape[-2:])
+    columns = masked_columns(x, weight.shape[-1], mask, dilation)
+    y = (weight.flatten(1) @ columns).unflatten(-1, x.shape[-2:])
     return y if bias is None else y + bias[:, None, None]
+
+
+def masked_columns(x: Tensor, kernel_size: int, mask: Tensor, dilation: int = 1) -> Tensor:
+    """(N, C_in, H, W) -> (N, C_in * k * k, H * W), what every pixel sees, zero where it may not."""
+    columns = F.unfold(x, kernel_size, padding=kernel_size // 2 * dilation, dilation=dilation)
+    dead = ~unpack_tap_bits(mask, kernel_size).flatten(-2)  # (k * k, H * W) or (N, k * k, H * W)
+    return columns.unflatten(1, (x.shape[1], kernel_size**2)).masked_fill(dead.unsqueeze(-3), 0).flatten(1, 2)

@@ -111,7 +111,8 @@ def masked_conv2d(
         (N, C_out, H, W) or (C_out, H, W).
     """
     if not isinstance(mask, Tensor):
-        mask = named_mask(tuple(weight.shape), mask, num_colours, dtype=weight.dtype, device=weight.device)  # type: ignore[arg-type]
+        # whole numbers: where torch.jit.trace looks on, sizes are tensors
+        mask = named_mask(tuple(map(int, weight.shape)), mask, num_colours, dtype=weight.dtype, device=weight.device)  # type: ignore[arg-type]
     rows, columns = weight.shape[-2:]
     padding = (rows // 2 * dilation, columns // 2 * dilation)
     return F.conv2d(x, weight * mask.to(weight.dtype), bias, padding=padding, dilation=dilation)
