@@ -2,7 +2,7 @@
 
 Networks for 28 x 28 binary pixels, 64 channels: the one of the README, a 7x7 convolution (mask A) and seven residual
 blocks with 3x3 convolutions (mask B); gated nets of eight layers with two stacks, whose vertical one sees rows above
-only, or its own row too and is linked to the row below. Naive sampling runs the same network, so it gains from our
+only, or its own row too and is linked to the row below; one with layers at half the resolution. Naive sampling runs the same network, so it gains from our
 convolutions too; on CUDA its passes are replayed from a graph. FASTVAE_BENCH=tiny rehearses with small networks.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.handwritten_sampler import HandwrittenSampler, graphed
@@ -74,23 +75,43 @@ class OwnRow(nn.Module):
         return self.last(self.stack(x).relu())
 
 
+class Strided(nn.Module):
+    """In the way of PixelCNN++: layers at half the resolution between those at the full one, and a skip."""
+
+    def __init__(self, channels: int, num_layers: int) -> None:
+        super().__init__()
+        self.first = MaskedConv2d(1, channels, 7, mask="A")
+        self.down = nn.Conv2d(channels, channels, 2, stride=2)
+        self.half = nn.ModuleList(MaskedConv2d(channels, channels, 3, mask="B") for _ in range(num_layers - 2))
+        self.mixed = MaskedConv2d(channels, channels, 3, mask="B")
+        self.last = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        full = self.first(x).relu()
+        half = self.down(F.pad(full, (1, 0, 1, 0))).relu()  # the window ends at the pixel itself
+        for layer in self.half:
+            half = half + layer(half).relu()
+        return self.last(self.mixed(full + F.interpolate(half, scale_factor=2)).relu())
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "plain 7x7 A + 3x3": lambda: PixelCNN(SHAPE, "bernoulli", CHANNELS, LAYERS - 1),
     "gated, upper rows": lambda: UpperRows(CHANNELS, LAYERS),
     "gated, own row": lambda: OwnRow(CHANNELS, LAYERS),
+    "strided": lambda: Strided(CHANNELS, LAYERS),
 }
 BATCHES = {name: [1, 16, 64, 256, 4096] if DEVICE == "cuda" else [1, 16] for name in NETS}
 BATCHES["plain 7x7 A + 3x3"] = [1, 16, 64, *([256, 4096] if DEVICE == "cuda" else [])]
 
 
 @cache
-def sampler_of(name: str, backend: str) -> Sampler:
+def sampler_of(name: str, backend: str, schedule: Any = "auto") -> Sampler:
     torch.manual_seed(0)
     net = NETS[name]()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(1.5)  # sharper than at the start of training: a wrong value would show
-    return compile_sampler(net.to(DEVICE), SHAPE, "bernoulli", backend=backend)
+    return compile_sampler(net.to(DEVICE), SHAPE, "bernoulli", backend=backend, schedule=schedule)
 
 
 class Replayed(nn.Module):
@@ -166,6 +187,19 @@ def test_fastvae(benchmark: Any, name: str, backend: str, batch: int) -> None:
         baseline_note=f"{PREFIX} of {PIXELS} pixels a turn, {ROUNDS} turns, scaled by {PIXELS / PREFIX:g}",
         certificate=str(certificate),
     )
+
+
+@pytest.mark.benchmark(group=group("plain 7x7 A + 3x3"))
+@pytest.mark.parametrize("batch", BATCHES["plain 7x7 A + 3x3"])
+def test_rows_beside_the_wavefront(benchmark: Any, batch: int) -> None:
+    """Cached values, one pixel after the other, whole rows where they depend on finished ones only."""
+    rows, wavefront = (sampler_of("plain 7x7 A + 3x3", "torch", name) for name in ("row", "wavefront"))
+    assert (rows(batch, seed=1).samples == wavefront(batch, seed=1).samples).float().mean() > 0.99
+    calls = [synchronized(lambda sampler=sampler: sampler(batch, seed=1)) for sampler in (rows, wavefront)]
+    pairs = interleaved(*calls, rounds=ROUNDS, min_seconds=0.0)
+    benchmark(calls[0])
+    describe(benchmark, rows, batch, "fastvae torch, row by row")
+    benchmark.extra_info.update(pairs, baseline="fastvae torch, wavefront")
 
 
 @pytest.mark.benchmark(group=group("plain 7x7 A + 3x3"))
