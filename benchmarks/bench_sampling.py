@@ -2,8 +2,8 @@
 
 Networks for 28 x 28 binary pixels, 64 channels: the one of the README, a 7x7 convolution (mask A) and seven residual
 blocks with 3x3 convolutions (mask B); gated nets of eight layers with two stacks, whose vertical one sees rows above
-only, or its own row too and is linked to the row below; one with layers at half the resolution. Naive sampling runs the same network, so it gains from our
-convolutions too; on CUDA its passes are replayed from a graph. FASTVAE_BENCH=tiny rehearses with small networks.
+only, or its own row too and is linked to the row below; one with layers at half the resolution. Naive sampling runs the
+same network, so it gains from our convolutions too; on CUDA its passes are replayed from a graph. FASTVAE_BENCH=tiny rehearses with small networks.
 """
 
 import os
@@ -82,14 +82,14 @@ class Strided(nn.Module):
         super().__init__()
         self.first = MaskedConv2d(1, channels, 7, mask="A")
         self.down = nn.Conv2d(channels, channels, 2, stride=2)
-        self.half = nn.ModuleList(MaskedConv2d(channels, channels, 3, mask="B") for _ in range(num_layers - 2))
+        self.coarse = nn.ModuleList(MaskedConv2d(channels, channels, 3, mask="B") for _ in range(num_layers - 2))
         self.mixed = MaskedConv2d(channels, channels, 3, mask="B")
         self.last = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         full = self.first(x).relu()
         half = self.down(F.pad(full, (1, 0, 1, 0))).relu()  # the window ends at the pixel itself
-        for layer in self.half:
+        for layer in self.coarse:
             half = half + layer(half).relu()
         return self.last(self.mixed(full + F.interpolate(half, scale_factor=2)).relu())
 
