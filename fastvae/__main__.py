@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastvae demo | train | evaluate | sample | calibrate | accelerate-report``."""
+"""The command line: ``python -m fastvae demo | train | evaluate | sample | ...``."""
 
 import argparse
 import importlib
@@ -12,6 +12,8 @@ _COMMANDS = {
     "train": "train a model and keep a checkpoint",
     "evaluate": "log-likelihood of test images with its errors",
     "sample": "a picture of exact samples",
+    "diagnose": "posterior collapse, measured: rate, distortion, mutual information, KL of each dimension of z",
+    "figures": "three experiments of the literature as tables and pictures: collapse, four-points, orders",
     "calibrate": "are the errors of log p(x) right? predicted against measured on a model that is known exactly",
     "accelerate-report": "what fastvae.accelerate brings to a model, measured on the spot",
 }

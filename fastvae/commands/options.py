@@ -18,6 +18,7 @@ __all__ = [
     "add_training_options",
     "check_new_file",
     "check_seed",
+    "is_weighted",
     "resumed",
     "stored_options",
     "with_defaults",
@@ -29,6 +30,7 @@ _PIXELVAE = ("pixelvae", "gated-pixelvae")
 _LATENT = (*_FLAT, *_PIXELVAE)
 _PIXEL = ("pixelcnn", "pixelvae", "gated-pixelcnn", "gated-pixelvae")
 MODELS = (*_FLAT, *_PIXELVAE, *EXACT)
+_WEIGHTED = ("vae", *_PIXELVAE)  # trained by the ELBO
 _FLOW_PRIOR = ("prior", ("autoregressive",))
 _NET_PROPOSAL = ("proposal", ("coupling", "iaf", "autoregressive"))
 
@@ -231,6 +233,22 @@ TRAINING: Mapping[str, Option] = {
         type=float,
         metavar="A",
     ),
+    "beta": Option(1.0, "weight of the KL; 1 is the ELBO", models=_WEIGHTED, type=float, metavar="B"),
+    "warm_up": Option(
+        None,
+        "raise the weight of the KL from 0 over the first epochs; --patience counts from then on (default: none)",
+        models=_WEIGHTED,
+        type=int,
+        metavar="E",
+    ),
+    "free_bits": Option(
+        None,
+        "nats of KL that cost nothing, against posterior collapse: for each dimension of z with a diagonal proposal and"
+        " a normal prior, else for all of z (default: none)",
+        models=_WEIGHTED,
+        type=float,
+        metavar="L",
+    ),
     "max_mib": Option(
         None,
         "memory for the samples in MiB: those that do not fit are worked on in chunks, twice (default: all at once)",
@@ -302,8 +320,15 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("prior", "proposal"):
         if options.get("stochastic_layers") == "2" and options[name] != TRAINING[name].default:
             raise ValueError(f"{_flag(name)} {options[name]} needs --stochastic-layers 1")
+    if options.get("max_mib") is not None and is_weighted(options):
+        raise ValueError("--max-mib needs a plain bound: leave it out, or --beta, --warm-up and --free-bits")
     options["data"] = absolute(options["data"])
     return options
+
+
+def is_weighted(options: Mapping[str, Any]) -> bool:
+    """Whether what is trained is no bound: the KL has a weight or is partly free."""
+    return (options.get("beta", 1.0), options.get("warm_up"), options.get("free_bits")) != (1.0, None, None)
 
 
 def stored_options(folder: str | Path) -> dict[str, Any]:

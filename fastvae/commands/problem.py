@@ -13,7 +13,7 @@ import fastvae.data
 from fastvae import checkpoint, models, objectives
 from fastvae.data import Data, dequantize, frozen_noise
 
-from .options import EXACT, stored_options
+from .options import EXACT, is_weighted, stored_options
 
 __all__ = ["CLASSES", "Problem", "bound", "build_model", "check_finite", "device_named", "read_checkpoint"]
 
@@ -153,9 +153,9 @@ def _proposal(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": options["proposal"]} | {names[key]: options[key] for key in names if key in options}
 
 
-def bound(options: Mapping[str, Any], model: Any, x: Tensor) -> Tensor:
+def bound(options: Mapping[str, Any], model: Any, x: Tensor, epoch: int | None = None) -> Tensor:
     """What training maximises, (N,) nats: the exact log p of an autoregressive model (with several orders that of one
-    of them), the IWAE bound, or the ELBO."""
+    of them), the IWAE bound, or the ELBO, in training epoch ``epoch`` (0, 1, ...) or after the warm-up."""
     if options["model"] in EXACT:
         return model.bound(x) if isinstance(model, models.OrderEnsemble) else model.log_prob(x)
     shared = {
@@ -165,6 +165,12 @@ def bound(options: Mapping[str, Any], model: Any, x: Tensor) -> Tensor:
     if options["model"] == "iwae":
         alpha = options["alpha"] if options["estimator"] == "vr" else None
         return objectives.iwae(model, x, estimator=options["estimator"], alpha=alpha, **shared)
+    if is_weighted(options):
+        warm_up = options["warm_up"]
+        share = 1.0 if epoch is None or warm_up is None else min(1.0, epoch / warm_up)
+        return objectives.weighted_elbo(
+            model, x, options["num_samples"], beta=share * options["beta"], free_bits=options["free_bits"] or 0.0
+        )
     return objectives.elbo(model, x, **shared)
 
 

@@ -2,9 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .options import TRAINING, add_training_options, resumed, stored_options, with_defaults
+from .options import TRAINING, add_training_options, is_weighted, resumed, stored_options, with_defaults
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["add_arguments", "run"]
 
@@ -18,6 +21,7 @@ examples:
   python -m fastvae train --model iwae --num-samples 50 --data mnist.npz --binarize sample --out runs/iwae
   python -m fastvae train --model iwae --num-samples 5000 --estimator dreg --max-mib 64 --out runs/dreg
   python -m fastvae train --model vae --prior vamp --proposal iaf --binarize sample --out runs/vamp
+  python -m fastvae train --model pixelvae --binarize sample --num-blocks 1 --free-bits 0.2 --out runs/free-bits
   python -m fastvae train --model nade --order random --num-orders 8 --binarize sample --out runs/nade
   python -m fastvae train --model pixelcnn --data digits --likelihood categorical --out runs/pixelcnn
   python -m fastvae train --resume --out runs/pixelcnn --epochs 200"""
@@ -44,18 +48,25 @@ def run(args: argparse.Namespace) -> int:
     model = build_model(options, problem).to(device)
     size = sum(parameter.numel() for parameter in model.parameters())
     print(f"{problem.data}\n{type(model).__name__} with {size:,} parameters, {problem.likelihood} likelihood, {device}")
+    epoch = 0
+
+    def images(number: int) -> "Tensor":
+        nonlocal epoch
+        epoch = number
+        return problem.data.train_in_epoch(number).to(device)  # bytes: small enough to stay there
+
     try:
         result = fit(
             model,
-            lambda net, levels: -bound(options, net, problem.fresh(levels)),
-            lambda epoch: problem.data.train_in_epoch(epoch).to(device),  # bytes: small enough to stay there
+            lambda net, levels: -bound(options, net, problem.fresh(levels), epoch),
+            images,
             problem.frozen("valid"),
             valid_loss=lambda net, x: -bound(options, net, x),
             epochs=options["epochs"],
             batch_size=options["batch_size"],
             learning_rate=options["learning_rate"],
             clip_norm=options["clip_norm"],
-            patience=options["patience"],
+            patience=options["patience"] + (options.get("warm_up") or 0),
             seed=options["seed"],
             folder=folder,
             resume=args.resume,
@@ -64,9 +75,10 @@ def run(args: argparse.Namespace) -> int:
     except Interrupted as interrupt:
         command = f"python -m fastvae train --resume --out {folder}"
         raise KeyboardInterrupt(f"{interrupt.where}; saved in {folder}; go on with: {command}") from None
+    what = "nats per validation image" + (" of the objective, which is no bound" if is_weighted(options) else "")
     print(
         f"{result.epoch} epochs, {result.step} steps; best after epoch {result.best_epoch}: "
-        f"{result.best_valid:.3f} nats per validation image\n"
+        f"{result.best_valid:.3f} {what}\n"
         f"checkpoint: {folder}\nnext: python -m fastvae evaluate {folder}"
     )
     return 0

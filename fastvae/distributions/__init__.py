@@ -12,6 +12,7 @@ from .diagonal_gaussian import DiagonalGaussian
 from .flows import Flow
 from .full_gaussian import FullGaussian
 from .gaussian import Gaussian, GaussianLikelihood
+from .kl import kl_by_dimension
 from .likelihood import ImageDistribution, Likelihood, checked_data
 from .linear_heads import (
     LinearBernoulli,
@@ -76,6 +77,7 @@ __all__ = [
     "as_prior",
     "as_proposal",
     "checked_data",
+    "kl_by_dimension",
     "likelihood",
     "likelihood_of_conv1x1",
     "likelihood_of_linear",

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints, register_kl
+from torch.distributions import Distribution, constraints
 from torch.distributions.utils import _standard_normal
 
 __all__ = ["DiagonalGaussian"]
@@ -97,10 +97,3 @@ class DiagonalGaussian(Distribution):
 
     def entropy(self) -> Tensor:
         return self.log_scale.sum(-1) + self.noise_size * (0.5 + _HALF_LOG_TWO_PI)
-
-
-@register_kl(DiagonalGaussian, DiagonalGaussian)
-def _kl(p: DiagonalGaussian, q: DiagonalGaussian) -> Tensor:
-    difference = ((p.loc - q.loc) * (-q.log_scale).exp()).square()
-    log_ratio = p.log_scale - q.log_scale
-    return 0.5 * (difference + torch.expm1(2.0 * log_ratio) - 2.0 * log_ratio).sum(-1)

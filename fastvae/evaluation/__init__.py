@@ -4,6 +4,8 @@ from . import adapters
 from .active_units import active_units
 from .blocks import BoundCurve, Jackknife
 from .calibration import Calibration, calibrate
+from .diagnose import diagnose
+from .diagnosis import Diagnosis
 from .distributed import log_likelihood_distributed
 from .khat import pareto_khat
 from .log_likelihood import log_likelihood
@@ -15,6 +17,7 @@ from .result import LogLikelihood
 __all__ = [
     "BoundCurve",
     "Calibration",
+    "Diagnosis",
     "Jackknife",
     "LogLikelihood",
     "LogWeights",
@@ -23,6 +26,7 @@ __all__ = [
     "active_units",
     "adapters",
     "calibrate",
+    "diagnose",
     "log_likelihood",
     "log_likelihood_distributed",
     "pareto_khat",

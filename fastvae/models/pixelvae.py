@@ -55,8 +55,8 @@ class PixelVAE(LatentVariableModel):
         latent_size: d.
         hidden_sizes: hidden layers of the encoder; the net from z to the maps mirrors them.
         map_channels: F, channels of the maps that carry z to every layer.
-        channels, num_blocks, first_kernel_size, kernel_size: of the :class:`PixelCNN`. A small field of view leaves
-            the global structure to z.
+        channels, num_blocks, first_kernel_size, kernel_size: of the :class:`PixelCNN`. Its field of view,
+            first_kernel_size + num_blocks * (kernel_size - 1) pixels across, leaves the structure beyond it to z.
         activation: of the fully connected nets.
         gated: whether the decoder is a :class:`GatedPixelCNN`, which has no blind spot.
         prior, proposal: as for :class:`VAE`.
