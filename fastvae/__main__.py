@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastvae demo | train | evaluate | sample | ...``."""
+"""The command line: ``python -m fastvae demo | train | evaluate | sample | reproduce | ...``."""
 
 import argparse
 import importlib
@@ -14,6 +14,7 @@ _COMMANDS = {
     "sample": "a picture of exact samples",
     "diagnose": "posterior collapse, measured: rate, distortion, mutual information, KL of each dimension of z",
     "figures": "three experiments of the literature as tables and pictures: collapse, four-points, orders",
+    "reproduce": "a published experiment from its recipe, compared with the published figure",
     "calibrate": "are the errors of log p(x) right? predicted against measured on a model that is known exactly",
     "accelerate-report": "what fastvae.accelerate brings to a model, measured on the spot",
 }

@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("valid", "test"), default="test", help="which images (default: test)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N of them (default: all)")
     parser.add_argument(
+        "--spread",
+        action="store_true",
+        help="the N images of --limit evenly spaced over the set, not the first: the test images of Larochelle's "
+        "binarised MNIST are sorted, and the first N are no sample of them",
+    )
+    parser.add_argument(
         "--num-samples", type=int, default=5000, metavar="M", help="importance samples for each image (default: 5000)"
     )
     parser.add_argument(
@@ -132,9 +138,16 @@ def _prepared(args: argparse.Namespace, peers: "Peers") -> _Job:
         options = options | {"data": absolute(args.data)}
     problem = Problem.from_options(options)
     problem.check_fits(model, args.checkpoint)
-    images = problem.frozen(args.split)[: args.limit].to(device)
+    images = _chosen(problem.frozen(args.split), args.limit, args.spread).to(device)
     states = None if options["model"] in EXACT else _states(args, model, images)
     return _Job(problem, model, options, images, states)
+
+
+def _chosen(images: "Tensor", limit: int | None, spread: bool) -> "Tensor":
+    """(N, C, H, W): all, the first ``limit``, or so many at equal distances."""
+    if limit is None or limit >= len(images) or not spread:
+        return images[:limit]
+    return images[[number * len(images) // limit for number in range(limit)]]
 
 
 def _states(args: argparse.Namespace, model: Any, images: "Tensor") -> Path | None:
@@ -160,6 +173,7 @@ def _report(job: _Job, args: argparse.Namespace, figures: dict[str, Any]) -> Non
         "protocol": problem.data.protocol,
         "split": args.split,
         "images": len(job.images),
+        "evenly spread": args.spread and args.limit is not None,
         **figures,
     }
     print(_table(report, dequantised=problem.likelihood == "gaussian"))

@@ -19,6 +19,7 @@ __all__ = [
     "check_new_file",
     "check_seed",
     "is_weighted",
+    "rate_of",
     "resumed",
     "stored_options",
     "with_defaults",
@@ -259,6 +260,13 @@ TRAINING: Mapping[str, Option] = {
     "epochs": Option(100, "passes over the training images; may be raised when resuming", type=int, metavar="E"),
     "batch_size": Option(50, "images in a batch", type=int, metavar="N"),
     "learning_rate": Option(1e-3, "of Adam", type=float, metavar="R"),
+    "schedule": Option(
+        "constant",
+        "of the learning rate R: constant; cosine, from R towards 0 in the last epoch; iwae, R * 10^(-i/7) for 3^i "
+        "epochs, i = 0, ..., 7: 3280 epochs in all",
+        choices=("constant", "cosine", "iwae"),
+    ),
+    "epsilon": Option(1e-8, "of Adam", type=float, metavar="EPS"),
     "clip_norm": Option(100.0, "largest norm of the gradient of the mean loss", type=float, metavar="G"),
     "patience": Option(10, "stop after this many epochs without a better validation loss", type=int, metavar="E"),
     "seed": Option(
@@ -368,8 +376,23 @@ def resumed(stored: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -
                 f"{_flag(name)} {value} differs from {stored.get(name)}, with which {folder} was started: a resumed "
                 f"run may change {', '.join(map(_flag, _MAY_CHANGE))} alone; leave it out, or train into a new folder"
             )
+        if name == "epochs" and value != stored.get(name) and stored.get("schedule") == "cosine":
+            raise ValueError(
+                f"--epochs {value} differs from {stored[name]}, along which --schedule cosine was laid out"
+            )
         options[name] = value
     return options
+
+
+def rate_of(options: Mapping[str, Any]) -> float | Callable[[int], float]:
+    """The learning rate as ``fit`` takes it: a number, or a function of the epoch (0, 1, ...)."""
+    rate, schedule, epochs = options["learning_rate"], options["schedule"], options["epochs"]
+    if schedule == "cosine":
+        return lambda epoch: rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    if schedule == "iwae":  # stage i ends after 1 + 3 + ... + 3^i epochs
+        ends = [(3 ** (stage + 1) - 1) // 2 for stage in range(7)]
+        return lambda epoch: rate * 10 ** (-sum(epoch >= end for end in ends) / 7)
+    return rate
 
 
 def absolute(data: str) -> str:

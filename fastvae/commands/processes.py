@@ -26,7 +26,7 @@ def together() -> Iterator[Peers]:
     Inside, SIGTERM raises ``KeyboardInterrupt`` with the advice of the yielded object, too: torchrun sends it to all
     when one process has died.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():  # by a command that calls this one
         yield Peers()
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

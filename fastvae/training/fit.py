@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .averages import Loss
+from .group import Group
 from .interruption import CtrlC
 from .randomness import device_of, own_random_state
 from .run import Fit, Images, Run
@@ -35,6 +36,7 @@ def fit(
     info: Mapping[str, Any] | None = None,
     progress: bool = True,
     save_seconds: float = 300.0,
+    distributed: bool = False,
 ) -> Fit:
     """Minimise a loss with Adam and leave the best weights in the model.
 
@@ -63,6 +65,9 @@ def fit(
         info: kept in the checkpoint's config.json (data, protocol), as JSON can hold it.
         progress: a bar on standard error.
         save_seconds: how often the state is saved within a long epoch; it is always saved after an epoch.
+        distributed: train together with the other processes of torch.distributed's default group, which call this
+            with the same arguments: each takes a share of every batch, the first one validates, saves and shows the
+            bar. Without noise in the loss the result is that of one process, up to rounding.
 
     Returns:
         A :class:`Fit`: the history and the best epoch.
@@ -91,16 +96,18 @@ def fit(
     if resume and folder is None:
         raise ValueError("resume=True needs folder: the checkpoint to go on from")
     where = None if folder is None else Path(folder)
-    was_training = model.training
+    was_training, group = model.training, Group(distributed)
     with own_random_state(device_of(model)), CtrlC() as ctrl_c:
-        run = Run(model, (loss, valid_loss or loss), Images(train), valid, settings, where, save_seconds, ctrl_c)
+        run = Run(model, (loss, valid_loss or loss), Images(train), valid, settings, where, save_seconds, ctrl_c, group)
         if resume and where is not None:
             run.load(where)
         else:
             run.start(info)
         try:
             done = run.state.epoch * run.num_batches + run.state.batch
-            with tqdm(total=epochs * run.num_batches, initial=done, disable=not progress, unit="step") as bar:
+            with tqdm(
+                total=epochs * run.num_batches, initial=done, disable=not progress or group.rank > 0, unit="step"
+            ) as bar:
                 run.epochs(bar)
         finally:
             model.train(was_training)

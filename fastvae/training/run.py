@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fastvae import checkpoint
 
 from .averages import Loss, mean_loss, per_datapoint
+from .group import Group
 from .interruption import CtrlC, Interrupted
 from .randomness import device_of, epoch_order, random_state, seed_all, set_random_state
 from .settings import Settings, fingerprint
@@ -70,9 +71,11 @@ class Run:
         folder: Path | None,
         save_seconds: float,
         ctrl_c: CtrlC,
+        group: Group,
     ) -> None:
         self.model, (self.loss, self.valid_loss), self.images, self.valid = model, losses, images, valid
-        self.settings, self.folder, self.save_seconds, self.ctrl_c = settings, folder, save_seconds, ctrl_c
+        self.settings, self.save_seconds, self.ctrl_c, self.group = settings, save_seconds, ctrl_c, group
+        self.folder = folder if group.rank == 0 else None  # one process writes
         self.device = device_of(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.parameters:
@@ -117,6 +120,7 @@ class Run:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         set_random_state(self.device, parts["random"])
         self.best, self.state = parts["best"], state
+        self.group.meet(self.device)  # before the file is replaced
 
     def save(self) -> None:
         """Write everything that :meth:`load` needs, as one file."""
@@ -153,6 +157,7 @@ class Run:
         while state.batch < self.num_batches:
             self._leave_if_asked()
             chosen = order[state.batch * size : (state.batch + 1) * size]
+            self.group.seed(self.device, self.settings.seed, state.step)
             state.loss_sum += self._step(images[chosen.to(images.device)].to(self.device))
             state.batch += 1
             state.step += 1
@@ -162,14 +167,12 @@ class Run:
 
     def _step(self, batch: Tensor) -> float:
         """One step of Adam; returns the sum of the losses before it."""
-        losses = per_datapoint(self.loss(self.model, batch), len(batch))
-        if not losses.requires_grad:
-            raise ValueError("loss must depend on the parameters of the model, got a tensor without a gradient")
         self.optimizer.zero_grad(set_to_none=True)
-        losses.mean().backward()
+        loss_sum = self._backward(self.group.share(batch), len(batch))
+        self.group.add_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm or math.inf)
         # one synchronisation per step buys weights that are never poisoned
-        total, length = torch.stack([losses.detach().sum(dtype=torch.float64), norm.double()]).tolist()
+        total, length = torch.stack([self.group.add(loss_sum), norm.double()]).tolist()
         if not (math.isfinite(total) and math.isfinite(length)):
             what = (
                 f"loss became {total / len(batch)}" if not math.isfinite(total) else f"gradient's norm became {length}"
@@ -182,12 +185,20 @@ class Run:
         self.optimizer.step()
         return total
 
-    def _finish_epoch(self, bar: tqdm) -> None:
-        """Validate, keep the weights if they are the best, and save."""
-        state = self.state
-        entry: dict[str, Any] = {"epoch": state.epoch + 1, "train": state.loss_sum / self.images.count, "valid": None}
-        better = True
-        if self.valid is not None:
+    def _backward(self, share: Tensor, batch_size: int) -> Tensor:
+        """Gradients of this process's part of the mean loss; returns the sum of its losses."""
+        if not len(share):
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        losses = per_datapoint(self.loss(self.model, share), len(share))
+        if not losses.requires_grad:
+            raise ValueError("loss must depend on the parameters of the model, got a tensor without a gradient")
+        (losses.mean() if len(share) == batch_size else losses.sum() / batch_size).backward()
+        return losses.detach().sum(dtype=torch.float64)
+
+    def _validated(self) -> float | None:
+        """The validation loss, by one process for all: they must choose alike. None if it was interrupted."""
+        found = None
+        if self.group.rank == 0 and self.valid is not None:
             # a fixed seed: noise must not drive the selection
             found = mean_loss(
                 self.model,
@@ -197,12 +208,21 @@ class Run:
                 seed=self.settings.seed,
                 stop=lambda: self.ctrl_c.requested,
             )
+            if found is not None and not math.isfinite(found):
+                raise RuntimeError(f"the validation loss became {found} after epoch {self.state.epoch + 1}")
+        return self.group.from_first(found, self.device)
+
+    def _finish_epoch(self, bar: tqdm) -> None:
+        """Validate, keep the weights if they are the best, and save."""
+        state = self.state
+        entry: dict[str, Any] = {"epoch": state.epoch + 1, "train": state.loss_sum / self.images.count, "valid": None}
+        better = True
+        if self.valid is not None:
+            found = self._validated()
             if found is None:
-                self._leave_if_asked()
-            elif not math.isfinite(found):
-                raise RuntimeError(f"the validation loss became {found} after epoch {entry['epoch']}")
+                self._leave()
             entry["valid"] = found
-            better = state.best_valid is None or entry["valid"] < state.best_valid
+            better = state.best_valid is None or found < state.best_valid
         state.history.append(entry)
         state.epoch, state.batch, state.loss_sum = entry["epoch"], 0, 0.0
         if better:
@@ -227,8 +247,10 @@ class Run:
             self.model.load_state_dict(self.best)
 
     def _leave_if_asked(self) -> None:
-        if not self.ctrl_c.requested:
-            return
+        if self.group.any(self.ctrl_c.requested, self.device):
+            self._leave()
+
+    def _leave(self) -> NoReturn:
         self.save()
         where = f"interrupted in epoch {self.state.epoch + 1} after step {self.state.step}"
         if self.folder is None:

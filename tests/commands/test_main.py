@@ -9,7 +9,7 @@ import pytest
 
 from fastvae.__main__ import main
 
-COMMANDS = ("demo", "train", "evaluate", "sample", "calibrate", "diagnose", "figures")
+COMMANDS = ("demo", "train", "evaluate", "sample", "reproduce", "calibrate", "diagnose", "figures")
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
