@@ -3,7 +3,8 @@
 Networks for 28 x 28 binary pixels, 64 channels: the one of the README, a 7x7 convolution (mask A) and seven residual
 blocks with 3x3 convolutions (mask B); gated nets of eight layers with two stacks, whose vertical one sees rows above
 only, or its own row too and is linked to the row below; one with layers at half the resolution. Naive sampling runs the
-same network, so it gains from our convolutions too; on CUDA its passes are replayed from a graph. FASTVAE_BENCH=tiny rehearses with small networks.
+same network, so it gains from our convolutions too; on CUDA its passes are replayed from a graph. FASTVAE_BENCH=tiny
+rehearses with small networks.
 """
 
 import os
