@@ -4,14 +4,13 @@ Run: python examples/sample_your_pixelcnn.py
 """
 
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
 import fastvae
 from fastvae.data import load
-from fastvae.figures import save_images
+from fastvae.figures import image_grid, save
 
 
 class Shifted(nn.Conv2d):
@@ -55,7 +54,7 @@ def main(epochs: int = 10, num_samples: int = 64, out: str = "samples.png") -> N
     known[:, :, :4] = True
     completed = sampler(8, seed=0, observed=(known, train[:8]), verify=True)
     print(f"upper halves completed, log p of the lower ones: {completed.log_prob.mean():.1f} nats")
-    save_images(torch.cat([drawn.samples, completed.samples]), Path(out))
+    save(image_grid(torch.cat([drawn.samples, completed.samples]), columns=8), out)
     print(f"drawn and, in the last row, completed digits: {out}")
 
 
