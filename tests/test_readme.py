@@ -41,13 +41,16 @@ def test_the_python_examples_run() -> None:
 
 
 def test_the_commands_exist_with_the_options_shown(capsys) -> None:
-    lines = re.findall(r"python -m fastvae (train|evaluate|calibrate|sample|demo|accelerate-report)(.*)", README)
+    lines = re.findall(
+        r"python -m fastvae (train|evaluate|calibrate|sample|demo|reproduce|accelerate-report)(.*)", README
+    )
     assert {command for command, _ in lines} == {
         "train",
         "evaluate",
         "calibrate",
         "sample",
         "demo",
+        "reproduce",
         "accelerate-report",
     }
     for command, options in lines:
