@@ -16,15 +16,24 @@ class Bernoulli(ImageDistribution):
     """Independent binary values given their logits.
 
     Args:
-        logits: (..., C, H, W), log p(1) - log p(0).
+        logits: (..., C, H, W), log p(1) - log p(0); (..., D) with ``event_dims=1``.
+        event_dims: how many last dimensions belong to one datapoint.
+
+    Raises:
+        TypeError: if ``event_dims`` is not an integer.
+        ValueError: if ``event_dims`` is below 1, or ``logits`` has fewer dimensions.
 
     Example:
         >>> Bernoulli(torch.zeros(4, 1, 2, 2)).log_prob(torch.ones(4, 1, 2, 2))
         tensor([-2.7726, -2.7726, -2.7726, -2.7726])
     """
 
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__(logits.shape)
+    def __init__(self, logits: Tensor, event_dims: int = 3) -> None:
+        if not isinstance(event_dims, int) or isinstance(event_dims, bool):
+            raise TypeError(f"event_dims must be an integer, got {event_dims!r}")
+        if event_dims < 1:
+            raise ValueError(f"event_dims must be at least 1, got {event_dims}")
+        super().__init__(logits.shape, event_dims)
         self.logits = logits
 
     @property
@@ -43,7 +52,7 @@ class Bernoulli(ImageDistribution):
         return self._log_prob(x)
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        return ops.bernoulli_log_prob(x, self.logits)
+        return ops.bernoulli_log_prob(x, self.logits, len(self.event_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         check_finite("logits", self.logits)

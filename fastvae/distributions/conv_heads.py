@@ -7,7 +7,7 @@ from .bernoulli import BernoulliLikelihood
 from .categorical import CategoricalLikelihood
 from .gaussian import GaussianLikelihood
 from .last_layers import LastConv1x1, likelihood_of_layer
-from .likelihood import ImageDistribution, Likelihood
+from .likelihood import ImageDistribution, Likelihood, check_tensor
 from .logistic_mixture import LogisticMixtureLikelihood
 
 __all__ = ["ConvBernoulli", "ConvCategorical", "ConvGaussian", "ConvLogisticMixture", "likelihood_of_conv1x1"]
@@ -32,7 +32,8 @@ def likelihood_of_conv1x1(
         A distribution with batch (...) and event (C, height, width).
 
     Raises:
-        ValueError: if the shapes do not fit each other or the family.
+        TypeError: if ``h`` is no tensor, or has another dtype than ``weight``.
+        ValueError: if the shapes do not fit each other or the family, or ``h`` is on another device than ``weight``.
 
     Example:
         >>> conv, family = nn.Conv2d(8, 3 * 256, 1), CategoricalLikelihood(256)
@@ -42,6 +43,7 @@ def likelihood_of_conv1x1(
     """
     if weight.ndim not in (2, 4) or weight.shape[2:].numel() != 1:
         raise ValueError(f"weight must have shape (P, H, 1, 1) or (P, H), got {tuple(weight.shape)}")
+    check_tensor("h", h)
     if h.ndim < 3 or h.shape[-3] != weight.shape[1]:
         raise ValueError(
             f"h must have shape (..., {weight.shape[1]}, height, width) for weight {tuple(weight.shape)}, got "

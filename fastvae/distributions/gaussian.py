@@ -62,6 +62,9 @@ class GaussianLikelihood(Likelihood):
         scale: ``"shared"`` learns one s for all values, ``"pixel"`` takes a second channel of parameters as the
             log-scale of each value, a positive number fixes s. In the units of the data; the learned s starts at 0.2,
             which suits data in (0, 1) as :func:`fastvae.data.dequantize` makes them.
+
+    Raises:
+        TypeError, ValueError: if ``scale`` is none of these.
     """
 
     name = "gaussian"
@@ -72,8 +75,10 @@ class GaussianLikelihood(Likelihood):
         if isinstance(scale, str):
             if scale not in ("shared", "pixel"):
                 raise ValueError(f"scale must be 'shared', 'pixel' or a positive number, got {scale!r}")
-        elif not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}")
+        elif not isinstance(scale, int | float) or isinstance(scale, bool):
+            raise TypeError(f"scale must be 'shared', 'pixel' or a positive number, got {scale!r}")
+        elif not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}")
         self.scale_mode = scale
         self.num_params = 2 if scale == "pixel" else 1
         start = torch.tensor(math.log(scale) if isinstance(scale, float | int) else math.log(0.2))

@@ -12,7 +12,7 @@ from fastvae import ops
 from .bernoulli import Bernoulli, BernoulliLikelihood
 from .categorical import Categorical, CategoricalLikelihood
 from .gaussian import Gaussian, GaussianLikelihood
-from .likelihood import ImageDistribution, Likelihood
+from .likelihood import ImageDistribution, Likelihood, check_tensor
 from .logistic_mixture import LogisticMixture, LogisticMixtureLikelihood
 
 __all__ = ["LastConv1x1", "LastLayer", "LastLinear", "likelihood_of_layer"]
@@ -28,6 +28,7 @@ class LastLayer:
     event_shape: torch.Size  # (C, height, width)
 
     def __init__(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        _check_input(h, weight)
         self.h, self.weight, self.bias = h, weight, bias
 
     def output(self) -> Tensor:
@@ -54,6 +55,8 @@ class LastLinear(LastLayer):
 
     def __init__(self, h: Tensor, weight: Tensor, bias: Tensor | None, event_shape: torch.Size) -> None:
         super().__init__(h, weight, bias)
+        if h.ndim < 1 or h.shape[-1] != weight.shape[1]:
+            raise ValueError(f"h must have shape (..., {weight.shape[1]}), got {tuple(h.shape)}")
         self.batch_shape, self.event_shape = h.shape[:-1], event_shape
 
     def output(self) -> Tensor:
@@ -86,6 +89,19 @@ class LastConv1x1(LastLayer):
         return outputs <= inner or self.h.numel() // max(inner, 1) * outputs <= _SMALL
 
 
+def _check_input(h: Tensor, weight: Tensor) -> None:
+    check_tensor("h", h)
+    if h.device != weight.device:
+        raise ValueError(f"h must be on the device of the layer, {weight.device}, got {h.device}")
+    if h.dtype == weight.dtype:
+        return
+    # autocast makes one dtype of all but float64
+    device = h.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not casts or not h.is_floating_point() or torch.float64 in (h.dtype, weight.dtype):
+        raise TypeError(f"h must have the dtype of the layer, {weight.dtype}, got {h.dtype}")
+
+
 def likelihood_of_layer(family: Likelihood, layer: LastLayer) -> ImageDistribution:
     """What ``family`` makes of the output of ``layer``; families that are not ours are given the output at once."""
     of_layer = _OF_LAYER.get(type(family))
@@ -101,6 +117,11 @@ class _OfLayer(ImageDistribution):
     def formed(self) -> ImageDistribution:
         """The family's distribution of the output; computed once, when it is asked for."""
         return self.family(self.layer.output())
+
+    def _check_shape(self, x: Tensor) -> None:
+        super()._check_shape(x)
+        if x.device != self.layer.weight.device:
+            raise ValueError(f"x must be on the device of the layer, {self.layer.weight.device}, got {x.device}")
 
     def _is_formed(self) -> bool:
         return "formed" in vars(self) or self.layer.is_small()

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-__all__ = ["ImageDistribution", "Likelihood", "check_finite", "check_levels", "checked_data", "support_error"]
+__all__ = [
+    "ImageDistribution",
+    "Likelihood",
+    "check_finite",
+    "check_levels",
+    "check_tensor",
+    "checked_data",
+    "support_error",
+]
 
 _data_is_checked: ContextVar[bool] = ContextVar("fastvae_data_is_checked", default=False)
 
@@ -25,18 +33,26 @@ def checked_data() -> Iterator[None]:
 
 
 class ImageDistribution(Distribution):
-    """A distribution over images: batch (...), event (C, H, W); ``log_prob`` in nats per image."""
+    """A distribution over images: batch (...), event (C, H, W); ``log_prob`` in nats per image.
+
+    Args:
+        shape: of the parameters, (..., C, H, W).
+        event_dims: how many last dimensions are the event, where it is another than that of images.
+    """
 
     arg_constraints: ClassVar[dict] = {}
 
-    def __init__(self, shape: torch.Size) -> None:
-        if len(shape) < 3:
-            raise ValueError(f"parameters must have shape (..., C, H, W), got {tuple(shape)}")
-        super().__init__(shape[:-3], shape[-3:], validate_args=False)
+    def __init__(self, shape: torch.Size, event_dims: int = 3) -> None:
+        if len(shape) < event_dims:
+            want = "(..., C, H, W)" if event_dims == 3 else f"with at least event_dims={event_dims} dimensions"
+            raise ValueError(f"parameters must have shape {want}, got {tuple(shape)}")
+        super().__init__(shape[:-event_dims], shape[-event_dims:], validate_args=False)
 
     def _check_shape(self, x: Tensor) -> None:
-        lead = x.shape[:-3]
-        fits = x.shape[-3:] == self.event_shape
+        check_tensor("x", x)
+        split = max(x.ndim - len(self.event_shape), 0)
+        lead = x.shape[:split]
+        fits = x.shape[split:] == self.event_shape
         # the usual case is told apart at once: torch.broadcast_shapes costs as much as a small layer
         if fits and lead != self.batch_shape[len(self.batch_shape) - len(lead) :]:
             try:
@@ -92,6 +108,12 @@ class Likelihood(nn.Module):
                 f"params must have a multiple of {self.num_params} channels for {self.name}, got {channels}"
             )
         return params.unflatten(-3, (channels // self.num_params, self.num_params))
+
+
+def check_tensor(name: str, values: Any) -> None:
+    """Raise ``TypeError`` for what is no tensor."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
 
 
 def support_error(name: str, x: Tensor, valid: Tensor, expected: str, fix: str) -> None:

@@ -33,12 +33,28 @@ def likelihood_of_linear(
     Returns:
         A distribution with batch (...) and event (C, H, W).
 
+    Raises:
+        TypeError: if ``h`` is no tensor or has another dtype than ``weight``, or ``event_shape`` is not of integers.
+        ValueError: if ``h`` does not fit ``weight`` or is on another device, or ``event_shape`` is not (C, H, W).
+
     Example:
         >>> h, weight = torch.zeros(5, 4), torch.zeros(9, 4)
         >>> likelihood_of_linear(BernoulliLikelihood(), h, weight, None, (1, 3, 3)).log_prob(torch.ones(1, 3, 3)).shape
         torch.Size([5])
     """
-    return likelihood_of_layer(family, LastLinear(h, weight, bias, torch.Size(event_shape)))
+    shape = event_shape if isinstance(event_shape, torch.Size) else _checked_event_shape(event_shape)
+    return likelihood_of_layer(family, LastLinear(h, weight, bias, shape))
+
+
+def _checked_event_shape(event_shape: Sequence[int]) -> torch.Size:
+    says = f"event_shape must be three positive integers (C, H, W), got {event_shape!r}"
+    try:
+        shape = torch.Size(event_shape)
+    except TypeError as error:
+        raise TypeError(says) from error
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(says)
+    return shape
 
 
 class _LinearHead(nn.Linear):
@@ -53,9 +69,7 @@ class _LinearHead(nn.Linear):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        shape = torch.Size(event_shape)
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"event_shape must be three positive integers (C, H, W), got {event_shape!r}")
+        shape = _checked_event_shape(event_shape)
         channels, height, width = shape
         super().__init__(in_features, family.num_maps(channels) * height * width, bias, device, dtype)
         self.event_shape, self.family = shape, family
@@ -81,6 +95,7 @@ class LinearBernoulli(_LinearHead):
         (..., in_features) to a :class:`Bernoulli` with batch (...) and event (C, H, W).
 
     Raises:
+        TypeError: if ``event_shape`` is not of integers.
         ValueError: if ``event_shape`` is not (C, H, W).
 
     Example:

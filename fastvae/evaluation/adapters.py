@@ -8,8 +8,8 @@ the model has                         and fits as
 ===================================== ==================================================================================
 an encoder -> (mean, log-variance)    ``proposal=lambda x: gaussian(*model.encode(x))`` with
                                       ``gaussian = lambda m, v: DiagonalGaussian(m, 0.5 * v)``
-a decoder -> logits                   ``log_joint=lambda x, z: bernoulli_log_prob(x, model.decode(z), event_dims=1)
-                                      + prior.log_prob(z)``
+a decoder -> logits                   ``log_joint=lambda x, z: Bernoulli(model.decode(z), event_dims=1).log_prob(x)
+                                      + prior.log_prob(z)``, with ``fastvae.distributions.Bernoulli``
 a decoder that takes one batch (B, d) ``folded(model.decode)`` instead of ``model.decode``
 a decoder -> probabilities            ``logits(model.decode)``; if it ends in ``nn.Sigmoid``, ``model.decoder[:-1]``
 two stochastic layers                 ``proposal=lambda x: Chain(q(x), lambda z1: q(z2 | z1))``; z is then (z1, z2)

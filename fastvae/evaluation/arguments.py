@@ -1,6 +1,6 @@
 """What evaluations and objectives take: a model or two callables, their modules, the numbers of the datapoints."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,11 @@ __all__ = [
     "Joint",
     "callables",
     "check_device",
+    "check_distinct",
     "check_numbers",
     "checked_ids",
     "checked_log_prob",
+    "checked_modules",
     "evaluation_mode",
     "likelihood_of",
     "modules_of",
@@ -80,6 +82,7 @@ def checked_log_prob(log_prob: Any, want: Sequence[int], name: str = "log p(x, z
     """``log_prob`` if it is a tensor of one number for each z; ``want`` is (samples, datapoints).
 
     Raises:
+        TypeError: if its numbers are integer or complex.
         ValueError: if not.
     """
     got = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
@@ -88,6 +91,8 @@ def checked_log_prob(log_prob: Any, want: Sequence[int], name: str = "log p(x, z
             f"{name} must be a tensor of shape {tuple(want)} (samples, datapoints), one number for each z, got {got}; "
             "sum over the dimensions of x (torch.distributions.Independent does), and keep samples first"
         )
+    if not log_prob.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {log_prob.dtype}; log_joint returns nats")
     return log_prob
 
 
@@ -95,6 +100,17 @@ def modules_of(*parts: Any) -> list[nn.Module]:
     """Those of the arguments that are modules or methods of one."""
     owners = [getattr(part, "__self__", part) for part in parts]
     return [owner for owner in owners if isinstance(owner, nn.Module)]
+
+
+def checked_modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """A list of them, or ``TypeError``."""
+    if not isinstance(modules, Iterable):
+        raise TypeError(f"modules must be a list of torch.nn.Module objects, got {type(modules).__name__}")
+    found = list(modules)
+    for module in found:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"modules must be torch.nn.Module objects, got {type(module).__name__}")
+    return found
 
 
 def check_numbers(
@@ -145,6 +161,18 @@ def checked_ids(ids: Tensor | None, x: Tensor) -> Tensor:
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= MOST_IDS):
         raise ValueError(f"ids must be in [0, 2^32), got {int(ids.min())} to {int(ids.max())}")
     return ids.to(x.device)
+
+
+def check_distinct(ids: Tensor) -> None:
+    """Raise ``ValueError`` if two datapoints have one number: their samples would be the same, and errors of means over
+    datapoints, which take them for independent, too small."""
+    values, counts = ids.unique(return_counts=True)
+    if len(values) < len(ids):
+        twice = ", ".join(map(str, values[counts > 1][:5].tolist()))
+        raise ValueError(
+            f"ids must be different numbers, but {twice} are there more than once: their noise would be the same, and "
+            "the error of the mean far too small"
+        )
 
 
 def noise_dtype(x: Tensor, modules: list[nn.Module]) -> torch.dtype:

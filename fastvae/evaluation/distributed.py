@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .arguments import check_numbers, checked_ids, modules_of
+from .arguments import check_distinct, check_numbers, checked_ids, checked_modules, modules_of
 from .log_likelihood import log_likelihood
 from .log_weights import LogWeights
 from .origin import Origin
@@ -84,11 +84,14 @@ def log_likelihood_distributed(
     refine: int = options.get("refine", 0)
     check_numbers(num_samples, seed, first_sample, options.get("max_bytes"), refine, options.get("on_bad", "raise"))
     ids, condition = checked_ids(options.pop("ids", None), x), options.pop("condition", None)
+    check_distinct(ids)
     samples = range(first_sample, first_sample + num_samples)
     peers = Peers(group)
     same: dict[str, Any] = {"num_samples": num_samples, "first_sample": first_sample, "seed": seed, "refine": refine}
     if peers.size > 1:
-        modules = modules_of(model, options.get("proposal"), options.get("log_joint"), *options.get("modules", ()))
+        modules = modules_of(
+            model, options.get("proposal"), options.get("log_joint"), *checked_modules(options.get("modules", ()))
+        )
         same |= {"x": fingerprint([x]), "ids": fingerprint([ids]), "the parameters": fingerprint(modules)}
         same |= {"the condition": "none" if condition is None else fingerprint([condition])}
     shares = _shares(peers, make_parts(x.shape[0], samples, whole_samples=refine > 0), checkpoint, same)

@@ -26,7 +26,7 @@ def fused_layers(modules: Iterable[nn.Module]) -> Iterator[None]:
     if onednn.has_fused_linear():
         for module in modules:
             parts = list(module.modules())
-            if any(hasattr(part, "_orig_mod") for part in parts):
+            if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in parts):
                 continue  # torch.compile has its own fusion, and would compile again
             for part in parts:
                 sequential = type(part).forward is nn.Sequential.forward
@@ -82,7 +82,8 @@ def _hooked(module: nn.Module) -> bool:
 
 def _qualifies(x: Tensor, layer: nn.Linear) -> bool:
     return (
-        type(x) is Tensor
+        not torch.compiler.is_compiling()  # first: what a compiler cannot trace would run, and find none at work
+        and type(x) is Tensor
         and type(layer.weight) is nn.Parameter
         and x.dtype == layer.weight.dtype == torch.float32
         and x.device.type == layer.weight.device.type == "cpu"
@@ -91,5 +92,4 @@ def _qualifies(x: Tensor, layer: nn.Linear) -> bool:
         and x.numel() >= onednn.FEWEST_ROWS * layer.in_features > 0
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )

@@ -73,6 +73,10 @@ def is_trusted(ess: Tensor, khat: Tensor) -> Tensor:
     worst (a Pareto tail of shape 0.6); 5 % would be right, and with 0.7 it would have been up to 26 %. Where few of
     many runs are trusted, these are the ones that err. And no figure of the samples knows of a mode that the
     proposal never visits.
+
+    The other way round, right figures are called untrusted where a proposal is very close to a posterior whose tails
+    are slightly heavier: the ESS is nearly M, the error tiny and right, yet k-hat, which looks at the shape of the tail
+    and not at its weight, is above 0.5. So it is after many steps of :func:`fastvae.evaluation.refine`.
     """
     return (ess > 100) & (khat < 0.5)
 
@@ -97,6 +101,7 @@ class LogWeights:
         device: where the state lives.
 
     Raises:
+        TypeError: if a number is no integer.
         ValueError: if ``num_points`` or ``tail`` is negative, or ``num_blocks`` is no power of two.
 
     Example:
@@ -115,6 +120,9 @@ class LogWeights:
         num_blocks: int = _BLOCKS,
         device: torch.device | str | None = None,
     ) -> None:
+        for name, value in (("num_points", num_points), ("tail", tail), ("num_blocks", num_blocks)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
         if tail < 0:
             raise ValueError(f"tail must not be negative, got {tail}")
         if num_blocks < 1 or num_blocks & (num_blocks - 1):

@@ -42,6 +42,13 @@ def refine(
     from below in expectation; of several modes of a posterior it may keep one, and then the estimate is lower than it
     could be.
 
+    More steps can leave fewer datapoints trusted (see :func:`is_trusted`), though their figures are right: weights that
+    are nearly equal have an ESS of nearly M, but where the tails of q are slightly thinner than those of the posterior
+    the few largest still follow a heavy tail, and k-hat is above 0.5. With posteriors of one dimension and M = 2,000,
+    85 %, 15 % and 1 % of 200 were trusted after 0, 50 and 300 steps, and their bars of 1.96 standard errors held as
+    they should (94 to 97 %). Read ESS and k-hat together then. A proposal a tenth wider than the refined one has no
+    such tail: 97 % were trusted with it, at an ESS of 1,960 instead of 1,990.
+
     Every step draws noise addressed by (seed, id, step, sample), apart from that of :func:`fastvae.log_likelihood`:
     the result does not depend on the batch a datapoint is in. Parameters of the model get no gradient and do not
     change; modules keep their mode (put them in eval mode first, as ``log_likelihood`` does).

@@ -272,7 +272,7 @@ class LogLikelihood:
         n = self.weights.num_points
         if n == 0:
             return "LogLikelihood(no datapoints)"
-        mean, ess, khat = self.mean(), self.ess, self.khat.nan_to_num(nan=math.inf)
+        mean, ess, khat = self.mean(), self.ess, self.khat.nan_to_num(math.inf, math.inf, -math.inf)
         error = f"+- {mean.monte_carlo_error:.4f} (samples)"
         lines = [
             f"LogLikelihood of {n} datapoints, {self.origin.num_samples} samples each, in nats",

@@ -36,6 +36,7 @@ class Checkpoint:
         plan: the chunks of the evaluation, once they are known: other chunks would round differently.
 
     Raises:
+        TypeError: if ``path`` is none.
         ValueError: if there is a file that cannot be read, or is of another evaluation, or no place for one.
     """
 
@@ -51,6 +52,10 @@ class Checkpoint:
         self.plan: Plan | None = None
         self._whole, self._written = True, time.monotonic()
         if path is not None:
+            if not isinstance(path, str | Path):
+                raise TypeError(f"checkpoint must be a path, got {path!r}")
+            if Path(path).is_dir():
+                raise ValueError(f"checkpoint must name a file, {path} is a folder")
             prints = {f"fingerprint of {name}": fingerprint(parts) for name, parts in values.items()}
             self.arguments: dict[str, Any] = {**arguments, **prints}
             if Path(path).exists():

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from fastvae.evaluation.arguments import Joint, callables, checked_ids, likelihood_of, modules_of, noise_dtype
+from fastvae.evaluation.arguments import (
+    Joint,
+    callables,
+    checked_ids,
+    checked_modules,
+    likelihood_of,
+    modules_of,
+    noise_dtype,
+)
 
 from .chunks import make_chunks
 from .draws import Draws
@@ -202,20 +210,19 @@ class _Bound:
             _check_integer("max_bytes", max_bytes, 1, 2**62)
         if seed is not None:
             _check_integer("seed", seed, 0, 2**64 - 1)
-        for module in modules:
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"modules must be torch.nn.Module objects, got {type(module).__name__}")
         self.x, self.num_samples, self.max_bytes = x, num_samples, max_bytes
         ids = checked_ids(ids, x)
-        self.modules = modules_of(model, proposal, log_joint, *modules)
+        self.modules = modules_of(model, proposal, log_joint, *checked_modules(modules))
         encode, self.log_joint = callables(model, proposal, log_joint)
         self.q = encode(x)
         self.draws = Draws(self.q, ids, seed, noise_dtype(x, self.modules))
 
     def __call__(self, log_prob: LogProb, estimator: Estimator) -> Tensor:
         """The bound (N,) of log-weights ``log_prob(x, z)`` less log q."""
+        if not self.x.shape[0]:
+            return self._of_nothing()
         log_prob = self.draws.with_split(log_prob)
-        if self.max_bytes is None or not self.x.shape[0]:
+        if self.max_bytes is None:
             return one_pass(self.x, self.draws, log_prob, self.num_samples, estimator)
         with torch.random.fork_rng([self.x.device] if self.x.is_cuda else []):
             z, log_q = self.draws.first(1)
@@ -225,9 +232,17 @@ class _Bound:
         )
         if chunks is None:
             return one_pass(self.x, self.draws, log_prob, self.num_samples, estimator)
-        of_modules = [p for module in self.modules for p in module.parameters() if p.requires_grad]
-        leaves = {id(leaf): leaf for leaf in (*leaves_of([z, log_q]), *found.leaves, *of_modules)}
+        leaves = {id(leaf): leaf for leaf in (*leaves_of([z, log_q]), *found.leaves, *self._parameters())}
         return TwoPass(self.x, self.draws, log_prob, estimator, chunks).bound(list(leaves.values()))
+
+    def _of_nothing(self) -> Tensor:
+        """(0,), with gradients of zero: the distributions of torch cannot sum over no rows."""
+        dtype = torch.promote_types(self.draws.dtype, torch.float32)
+        empty = torch.zeros(0, dtype=dtype, device=self.x.device, requires_grad=torch.is_grad_enabled())
+        return sum((p.sum() for p in self._parameters()), start=empty)
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for module in self.modules for p in module.parameters() if p.requires_grad]
 
 
 def _check_choice(estimator: str, choices: Sequence[str]) -> None:

@@ -32,12 +32,17 @@ class Estimator:
         """``log_w`` (K, N) -> (N,) nats; its derivative is ``weights``."""
         if self.alpha == 1.0:
             return log_w.mean(0)
-        bound = self.scaled(log_w).logsumexp(0) - math.log(log_w.shape[0])
+        scaled = self.scaled(log_w)
+        none = _all_zero(scaled)
+        bound = torch.where(none, 0.0, scaled).logsumexp(0).masked_fill(none, -torch.inf) - math.log(log_w.shape[0])
         return bound if self.alpha == 0.0 else bound / (1.0 - self.alpha)
 
     def weights(self, log_w: Tensor) -> Tensor:
-        """``log_w`` (K, N) -> d bound / d log w (K, N), which sums to one over the samples."""
-        return torch.full_like(log_w, 1.0 / log_w.shape[0]) if self.alpha == 1.0 else self.scaled(log_w).softmax(0)
+        """``log_w`` (K, N) -> d bound / d log w (K, N), which sums to one over the samples; 0 if all are zero."""
+        if self.alpha == 1.0:
+            return torch.full_like(log_w, 1.0 / log_w.shape[0])
+        scaled = self.scaled(log_w)
+        return scaled.softmax(0).masked_fill(_all_zero(scaled), 0.0)
 
     def bound_of(self, state: Tensor) -> Tensor:
         """:meth:`bound` from the streaming state (8, N) of the scaled log-weights; nan with nan or +inf among them."""
@@ -60,3 +65,8 @@ class Estimator:
     def path_factor(self, weights: Tensor) -> Tensor:
         """What multiplies the gradient through z once more, for a ``doubly`` reparameterised estimate."""
         return self.alpha + (1.0 - self.alpha) * weights
+
+
+def _all_zero(log_w: Tensor) -> Tensor:
+    """(K, N) -> (N,) bool: datapoints without a gradient, where -inf - -inf would give nan."""
+    return (log_w == -torch.inf).all(0)

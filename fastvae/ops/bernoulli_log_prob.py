@@ -33,8 +33,9 @@ def bernoulli_log_prob(x: Tensor, logits: Tensor, event_dims: int = 3) -> Tensor
     r"""Log-probability of binary data, :math:`\sum_d x_d l_d - \log(1 + e^{l_d})`, summed over the event.
 
     Equal to ``-F.binary_cross_entropy_with_logits(logits, x, reduction="none")`` summed over the last ``event_dims``
-    dimensions, evaluated as ``-softplus((1 - 2 x) l)``: no clamp, and exact for large logits. Whether ``x`` is binary
-    is the caller's to know: values are not read back for a check here.
+    dimensions, evaluated as ``-softplus((1 - 2 x) l)``: no clamp, and exact for large logits. For binary x only: grey
+    values give a figure without a meaning (no cross-entropy either), and nothing is read back from the device for a
+    check. :class:`fastvae.distributions.Bernoulli` checks, in an evaluation once for each datapoint.
 
     Args:
         x: (..., D1, ..., De) zeros and ones of any dtype; its leading part broadcasts with that of ``logits``.

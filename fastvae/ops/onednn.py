@@ -1,6 +1,7 @@
 """Linear layers of float32 on the CPU through oneDNN, with the activation applied while results are in registers."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["FEWEST_ROWS", "has_fused_linear", "linear"]
@@ -24,4 +25,7 @@ def has_fused_linear() -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """``activation(x @ weight.T + bias)``, ``x`` (..., I), ``weight`` (O, I): "none", "tanh", "relu" or "sigmoid"."""
+    if torch.compiler.is_compiling():  # inductor would pack the weights again, and fails
+        out = F.linear(x, weight, bias)
+        return out if activation == "none" else getattr(torch, activation)(out)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")

@@ -119,7 +119,7 @@ def test_unknown_families_are_errors() -> None:
         likelihood("poisson")
     with pytest.raises(TypeError, match="got 3"):
         as_likelihood(3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="scale must be positive, got 0"):
+    with pytest.raises(ValueError, match="scale must be positive and finite, got 0"):
         GaussianLikelihood(0.0)
 
 

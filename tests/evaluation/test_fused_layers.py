@@ -124,3 +124,24 @@ def test_compiled_models_are_left_alone() -> None:
     with fused_layers([compiled]):
         assert "forward" not in vars(net)
         assert torch.equal(compiled(x), want)
+
+
+@torch.no_grad()
+def test_layers_that_a_compiled_function_uses_run_as_written() -> None:
+    net, x = network(), torch.randn(100, 7)
+    want = net(x)
+    graphs = []
+
+    def noting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(lambda x: net(x) + 1, backend=noting)
+    with fused_layers([net]):
+        torch.testing.assert_close(compiled(x), want + 1)
+    assert graphs
+    assert not any("_linear_pointwise" in graph.code for graph in graphs)
+    net.compile(backend="eager")
+    with fused_layers([nn.ModuleList([net])]):
+        assert "forward" not in vars(net)
+        assert torch.equal(net(x), want)

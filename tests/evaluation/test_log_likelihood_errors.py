@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+import tqdm.std
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 import fastvae
+from fastvae.distributions import Bernoulli
 
 
 def proposal(x: Tensor) -> Normal:
@@ -39,6 +41,17 @@ X = torch.zeros(4, 3)
         ({"ids": torch.zeros(4)}, TypeError, "got torch.float32"),
         ({"ids": torch.arange(3)}, ValueError, r"ids must have shape \(4,\)"),
         ({"ids": torch.arange(4) - 1}, ValueError, "got -1 to 2"),
+        (
+            {"ids": torch.tensor([3, 1, 3, 1])},
+            ValueError,
+            "ids must be different numbers, but 1, 3 are there",
+        ),
+        ({"modules": None}, TypeError, "modules must be a list of torch.nn.Module objects, got NoneType"),
+        ({"modules": nn.Linear(1, 1)}, TypeError, "modules must be a list of torch.nn.Module objects, got Linear"),
+        ({"progress": "a"}, TypeError, "progress must be True, False, None or a bar of tqdm, got 'a'"),
+        ({"progress": 3}, TypeError, "progress must be True, False, None or a bar of tqdm, got 3"),
+        ({"checkpoint": 5}, TypeError, "checkpoint must be a path, got 5"),
+        ({"checkpoint": "/tmp"}, ValueError, "checkpoint must name a file, /tmp is a folder"),
         ({"proposal": None}, TypeError, "pass a model, or both proposal= and log_joint="),
         ({"log_joint": None}, TypeError, "pass a model, or both proposal= and log_joint="),
         ({"proposal": 3}, TypeError, "proposal must be callable, got int"),
@@ -68,6 +81,17 @@ def test_arguments_are_checked_before_any_work(options: dict, error: type[Except
 def test_log_joint_of_the_wrong_shape_is_named(wrong: object, got: str) -> None:
     with pytest.raises(ValueError, match=r"must be a tensor of shape \(1, 2\) \(samples, datapoints\).*" + got):
         fastvae.log_likelihood(X, proposal=proposal, log_joint=wrong, num_samples=10)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_log_joint_of_the_wrong_dtype_is_named(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=rf"floating point, got {dtype}; log_joint returns nats"):
+        fastvae.log_likelihood(X, proposal=proposal, log_joint=lambda x, z: log_joint(x, z).to(dtype), num_samples=10)
+
+
+def test_a_bar_of_plain_tqdm_goes_on() -> None:
+    with tqdm.std.tqdm(total=40, disable=True) as bar:
+        fastvae.log_likelihood(X, proposal=proposal, log_joint=log_joint, num_samples=10, progress=bar)
 
 
 def test_a_proposal_without_its_batch_is_named() -> None:
@@ -153,3 +177,29 @@ def test_named_modules_are_evaluated_in_eval_mode_and_put_back() -> None:
         fastvae.log_likelihood(x, proposal=q, log_joint=log_joint, num_samples=10, modules=["decoder"])
     with pytest.raises(TypeError, match=r"proposal\(x\) must return a distribution with log_prob, got NoneType"):
         fastvae.log_likelihood(x, proposal=lambda x: None, log_joint=log_joint, num_samples=10)
+
+
+def test_grey_data_are_refused_by_the_documented_likelihood_of_flat_data() -> None:
+    def log_joint(x: Tensor, z: Tensor) -> Tensor:
+        return Bernoulli(z, event_dims=1).log_prob(x)
+
+    arguments = {"proposal": proposal, "log_joint": log_joint, "num_samples": 10}
+    assert fastvae.log_likelihood(X, **arguments).log_prob.isfinite().all()
+    with pytest.raises(ValueError, match=r"x must be 0 or 1 for a bernoulli likelihood, got values such as 0\.5"):
+        fastvae.log_likelihood(X + 0.5, **arguments)
+
+
+def test_a_bernoulli_distribution_of_flat_data_is_that_of_its_images() -> None:
+    logits, x = torch.randn(5, 2, 12), torch.bernoulli(torch.full((2, 12), 0.5))
+    flat, images = Bernoulli(logits, event_dims=1), Bernoulli(logits.unflatten(-1, (3, 2, 2)))
+    torch.testing.assert_close(flat.log_prob(x), images.log_prob(x.unflatten(-1, (3, 2, 2))))
+    assert flat.sample((4,)).shape == (4, 5, 2, 12)
+    for wrong, error, says in (
+        (lambda: flat.log_prob(x[:, :11]), ValueError, r"x must have shape \(..., 12\)"),
+        (lambda: flat.log_prob(x[0, 0]), ValueError, r"x must have shape \(..., 12\)"),
+        (lambda: Bernoulli(logits, event_dims=4), ValueError, "at least event_dims=4 dimensions, got"),
+        (lambda: Bernoulli(logits, event_dims=0), ValueError, "event_dims must be at least 1, got 0"),
+        (lambda: Bernoulli(logits, event_dims=1.0), TypeError, "event_dims must be an integer, got 1.0"),
+    ):
+        with pytest.raises(error, match=says):
+            wrong()

@@ -151,6 +151,8 @@ def test_without_a_tail_nothing_is_trusted() -> None:
 
 
 def test_errors_name_the_argument() -> None:
+    with pytest.raises(TypeError, match=r"num_points must be an integer, got 1\.5"):
+        LogWeights(1.5)
     with pytest.raises(ValueError, match="tail must not be negative, got -1"):
         LogWeights(2, tail=-1)
     with pytest.raises(ValueError, match=r"log_w must have shape \(K, 2\)"):

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import Independent, Normal
 
 import fastvae
-from fastvae.distributions import DiagonalGaussian
+from fastvae.distributions import Bernoulli, DiagonalGaussian
 from fastvae.evaluation.adapters import Chain, folded, logits
 from fastvae.models import LatentVariableModel
-from fastvae.ops import bernoulli_log_prob
 
 F64 = torch.float64
 SAMPLES = 600
@@ -48,7 +47,7 @@ def sigmoid_example(build: Build) -> Case:
     decode, prior = logits(vae.decode), standard(5)
     use = {
         "proposal": lambda x: gaussian(*vae.encode(x)),
-        "log_joint": lambda x, z: bernoulli_log_prob(x, decode(z), event_dims=1) + prior.log_prob(z),
+        "log_joint": lambda x, z: Bernoulli(decode(z), event_dims=1).log_prob(x) + prior.log_prob(z),
     }
 
     def log_w(i: int, eps: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ def convolutional(build: Build) -> Case:
     decode, prior = folded(vae.decode), standard(4)
     use = {
         "proposal": lambda x: gaussian(*vae.encode(x)),
-        "log_joint": lambda x, z: bernoulli_log_prob(x, decode(z)) + prior.log_prob(z),
+        "log_joint": lambda x, z: Bernoulli(decode(z)).log_prob(x) + prior.log_prob(z),
     }
 
     def log_w(i: int, eps: Tensor) -> Tensor:
@@ -102,7 +101,7 @@ def flow_of_noise(build: Build) -> Case:
         return SimpleNamespace(noise_size=4, from_noise=lambda noise: push(noise, stats))
 
     def log_joint(x: Tensor, z: Tensor) -> Tensor:
-        return bernoulli_log_prob(x, vae.decoder(z), event_dims=1) + prior.log_prob(z)
+        return Bernoulli(vae.decoder(z), event_dims=1).log_prob(x) + prior.log_prob(z)
 
     def log_w(i: int, eps: Tensor) -> Tensor:
         z, log_q = vae.push(eps, vae.encoder(x[i : i + 1]).expand(len(eps), -1))
@@ -127,7 +126,7 @@ def label_conditioned(build: Build) -> Case:
 
     def log_joint(x: Tensor, z: Tensor, y: Tensor) -> Tensor:
         prior = DiagonalGaussian(cvae.prior(y), torch.zeros(3))
-        return bernoulli_log_prob(x, decode(z, y), event_dims=1) + prior.log_prob(z)
+        return Bernoulli(decode(z, y), event_dims=1).log_prob(x) + prior.log_prob(z)
 
     use = {"proposal": lambda x, y: gaussian(*cvae.encode(x, y)), "log_joint": log_joint, "condition": y}
 
@@ -175,7 +174,7 @@ def sigmoid_sequential(build: Build) -> Case:
     decode, prior = logits(decoder), standard(3)
     use = {
         "proposal": lambda x: gaussian(*encoder(x).chunk(2, -1)),
-        "log_joint": lambda x, z: bernoulli_log_prob(x, decode(z)) + prior.log_prob(z),
+        "log_joint": lambda x, z: Bernoulli(decode(z)).log_prob(x) + prior.log_prob(z),
     }
 
     def log_w(i: int, eps: Tensor) -> Tensor:
@@ -266,10 +265,10 @@ def test_saturated_probabilities_cost_nothing(build: Build) -> None:
             modules=[encoder, decoder],
         ).log_prob
 
-    want = estimate(lambda x, z: bernoulli_log_prob(x.flatten(1), decoder[:3](z), event_dims=1))
+    want = estimate(lambda x, z: Bernoulli(decoder[:3](z), event_dims=1).log_prob(x.flatten(1)))
     assert (want < -200).any()
     decode = logits(decoder)
-    torch.testing.assert_close(estimate(lambda x, z: bernoulli_log_prob(x, decode(z))), want, rtol=1e-6, atol=0)
+    torch.testing.assert_close(estimate(lambda x, z: Bernoulli(decode(z)).log_prob(x)), want, rtol=1e-6, atol=0)
     bce = torch.nn.functional.binary_cross_entropy
     with pytest.warns(
         UserWarning, match=r"binary_cross_entropy of probabilities clamps .*fastvae.evaluation.adapters.logits"
@@ -279,7 +278,7 @@ def test_saturated_probabilities_cost_nothing(build: Build) -> None:
         )
     assert (clamped - want).abs().max() > 10
     with pytest.warns(UserWarning, match=r"torch.distributions clamps probs= .*fastvae.evaluation.adapters.logits"):
-        estimate(lambda x, z: Independent(Bernoulli(probs=decoder(z)), 3).log_prob(x))
+        estimate(lambda x, z: Independent(torch.distributions.Bernoulli(probs=decoder(z)), 3).log_prob(x))
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     with pytest.warns(UserWarning, match=r"with_logits is given probabilities where it expects logits"):
         estimate(lambda x, z: -bce(decoder(z), x.expand(*z.shape[:2], 1, 4, 4), reduction="none").sum((2, 3, 4)))
@@ -290,7 +289,7 @@ def test_the_importance_weighted_bound_trains_models_of_other_styles(build: Buil
     decode = logits(vae.decode)
     model = LatentVariableModel(
         encoder=lambda x: gaussian(*vae.encode(x)),
-        decoder=lambda z: Independent(Bernoulli(logits=decode(z)), 1),
+        decoder=lambda z: Independent(torch.distributions.Bernoulli(logits=decode(z)), 1),
         prior=5,
     )
     torch.manual_seed(0)
@@ -301,7 +300,7 @@ def test_the_importance_weighted_bound_trains_models_of_other_styles(build: Buil
     torch.manual_seed(0)
     mu, logvar = vae.encode(x)
     z = mu + torch.randn(7, *mu.shape) * torch.exp(0.5 * logvar)
-    log_p = Bernoulli(vae.decode(z)).log_prob(x).sum(-1) + Normal(0.0, 1.0).log_prob(z).sum(-1)
+    log_p = torch.distributions.Bernoulli(vae.decode(z)).log_prob(x).sum(-1) + Normal(0.0, 1.0).log_prob(z).sum(-1)
     want = (log_p - Normal(mu, torch.exp(0.5 * logvar)).log_prob(z).sum(-1)).logsumexp(0) - math.log(7)
     want.sum().backward()
     torch.testing.assert_close(bound, want)

@@ -225,6 +225,12 @@ def test_printing_shows_curve_and_jackknife() -> None:
     assert f"{result.mean().value:.2f} (3000)" in shown
 
 
+def test_printing_weights_that_are_all_the_same() -> None:
+    result = fastvae.log_likelihood(X, proposal=diagonal, log_joint=lambda x, z: z.sum(-1) * 0, num_samples=300)
+    result.khat = torch.full((20,), -torch.inf, dtype=F64)  # what weights without a tail have
+    assert "k-hat     median -inf, largest -inf" in repr(result)
+
+
 def test_the_picture_is_written_once(tmp_path: Path) -> None:
     result = evaluate()
     figure = result.plot(tmp_path / "a.png")

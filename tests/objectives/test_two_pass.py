@@ -234,10 +234,39 @@ def test_zero_and_bad_weights_are_those_of_one_graph(x: Tensor) -> None:
             assert_same(gradient(two, model), gradient(one, model))
 
 
+@pytest.mark.parametrize("name", ["iwae", "dreg", "vr"])
+def test_a_datapoint_without_any_weight_has_no_gradient(name: str, x: Tensor) -> None:
+    model = SmallVAE()
+    x[1, 0] = 9.0
+
+    def log_joint(x: Tensor, z: Tensor) -> Tensor:
+        value = model.likelihood(z).log_prob(x) + model.prior().log_prob(z)
+        return value + torch.where(x[:, 0] == 9.0, -torch.inf, 0.0)
+
+    call = {"proposal": model.proposal, "log_joint": log_joint, "seed": 0}
+    one, two = (BOUNDS[name](None, x, 200, max_bytes=b, **call) for b in (None, 2**11))
+    assert one.isinf().tolist() == [False, True, False]
+    (slope,) = torch.autograd.grad(one[1], model.prior_loc, retain_graph=True)
+    assert not slope.any()
+    assert_same(gradient(one, model), gradient(two, model))
+
+
 def test_an_empty_batch_and_no_gradient() -> None:
     vae, images = VAE((1, 2, 2), latent_size=2, hidden_sizes=(3,)), torch.zeros(0, 1, 2, 2)
     for name, bound in BOUNDS.items():
         assert bound(vae, images, K, max_bytes=1).shape == (0,), name
+        bound(vae, images, K).sum().backward()
+        assert all(p.grad is not None and not p.grad.any() for p in vae.parameters()), name
+
+    def normal(x: Tensor) -> Independent:
+        return Independent(Normal(x, 1.0), 1)
+
+    for size in (None, 10):
+        none = iwae(
+            None, torch.zeros(0, 3), proposal=normal, log_joint=lambda x, z: normal(z).log_prob(x), max_bytes=size
+        )
+        assert none.shape == (0,)
+        none.sum().backward()
     model, x = SmallVAE(), torch.randn(3, 5, dtype=torch.float64)
     with torch.no_grad():
         quiet = iwae(model, x, K, seed=0, max_bytes=2**11)
