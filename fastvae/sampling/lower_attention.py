@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from .axes import Dim, is_feature
 from .graph import Look, Map, Read, Value
+from .lower_linear import batched_product
 from .lowering import Lowering, arguments_of, follows, handles
 
 __all__: list[str] = []
@@ -18,6 +19,8 @@ _PROBES = 2  # scores that are followed to see which pixels get a weight of zero
 
 @handles(aten.bmm.default)
 def _bmm(low: Lowering, node: fx.Node) -> Value:
+    if "static" in [low.trace.kinds.get(argument) for argument in arguments_of(node)]:
+        return batched_product(low, node)
     left, right = (low.spatial(node, argument) for argument in arguments_of(node))
     pixels: Dim = ("h", "w")
     if left.layout[0] == right.layout[0] and left.layout[1] == pixels and left.layout[0][0] == "n":

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .axes import image_layout, is_feature
+from .axes import feature_sizes, image_layout, is_feature
 from .graph import Box, Linear, Read, Value
 from .lower_strides import places
 from .lower_unfold import taps_of
 from .lowering import Lowering, arguments_of, handles
 
-__all__: list[str] = []
+__all__ = ["batched_product"]
 
 aten = torch.ops.aten
 
@@ -96,6 +96,29 @@ def _matrix_product(low: Lowering, node: fx.Node, source: Any, weight: Any, bias
     return _linear(low, node, [Read(value)], weight, bias, lambda tensor: tensor[None], value.grid, macs, layout)
 
 
+def batched_product(low: Lowering, node: fx.Node) -> Value:
+    """A product with one matrix for all pixels: what torch makes of a linear layer whose weight has no gradient."""
+    left, right = arguments_of(node)
+    is_left = low.trace.kinds[left] == "spatial"
+    value = low.spatial(node, left if is_left else right)
+    weight = low.require_fixed(node, right if is_left else left)
+    pixels, features = (1, 2) if is_left else (2, 1)
+    places_of = (*value.layout[0], *value.layout[pixels])
+    if sorted(map(str, places_of)) != ["h", "n", "w"] or not is_feature(value.layout[features]):
+        raise low.error(node, "multiplies a matrix with something else than (pixels, features)")
+    if not bool((low.fixed[weight] == low.fixed[weight][:1]).all()):
+        raise low.error(node, "multiplies different pixels with different matrices")
+    layout = list(value.layout)
+    layout[features] = (low.shape(node)[features],)
+    macs = low.shape(weight)[1] * low.shape(weight)[2]
+
+    def matrices(tensor: Tensor) -> Tensor:
+        """(repeats, C_in, C_out), or its transpose -> (1, C_in, C_out)."""
+        return tensor[:1] if is_left else tensor[:1].transpose(1, 2)
+
+    return _linear(low, node, [Read(value)], weight, None, matrices, value.grid, macs, tuple(layout))
+
+
 def _linear(
     low: Lowering,
     node: fx.Node,
@@ -109,7 +132,7 @@ def _linear(
 ) -> Value:
     alive = matrices(low.fixed[weight]).ne(0).flatten(1).any(1).tolist()
     taps = [(key, read) for key, read in enumerate(reads) if alive[key]]
-    features = (layout[1][0],)
+    features = feature_sizes(layout)
     operator = Linear(node, box, features, node.meta["val"].dtype, taps, weight, bias, matrices, alive, macs)
     low.operators.append(operator)
     return low.value_of(operator, layout, (-box.top, -box.left))
