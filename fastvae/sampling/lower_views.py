@@ -229,6 +229,8 @@ def _padded(low: Lowering, node: fx.Node, value: Value, dim: int, before: int, a
     """Zeros before and after along one dimension; negative amounts crop."""
     if before < 0 or after < 0:
         sizes: dict[Dim, int] = {("h",): value.size[0], ("w",): value.size[1], ("n",): low.batch}
+        if value.layout[dim] not in sizes and not is_feature(value.layout[dim]):
+            raise low.error(node, "shifts a dimension that joins pixels")
         size = sizes[value.layout[dim]] if value.layout[dim] in sizes else feature_sizes((value.layout[dim],))[0]
         value = _cropped(low, node, value, dim, max(0, -before), size - max(0, -after))
         before, after = max(0, before), max(0, after)

@@ -7,6 +7,7 @@ from networks_in_the_wild import MaskedWeight, randomized
 from torch import Tensor, nn
 
 from fastvae import compile_sampler
+from fastvae.sampling import UnsupportedModelError
 
 
 class Heads(nn.Module):
@@ -39,3 +40,19 @@ def test_heads_equal_naive_sampling(style: str, trains: bool, size: tuple[int, i
     out, naive = sampler(5, seed=1, verify=True), sampler.naive(5, seed=1)
     assert torch.equal(out.samples, naive.samples)
     torch.testing.assert_close(out.log_prob, naive.log_prob)
+
+
+def test_a_shift_of_the_flattened_image_is_named() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.last = nn.Embedding(2, 6), nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = F.pad(self.embed(x.long().flatten(1)), (0, 0, 1, -1))
+            return self.last(tokens).transpose(1, 2).view(x.shape)
+
+    with pytest.raises(UnsupportedModelError, match=r"shifts a dimension that joins pixels"):
+        compile_sampler(Shifted(), (1, 4, 5), "bernoulli")
+    sampler = compile_sampler(Shifted(), (1, 4, 5), "bernoulli", fallback="naive")
+    assert sampler(3, verify=True).certificate.ok
