@@ -45,6 +45,12 @@ _DECOMPOSE = [
     aten._native_batch_norm_legit_no_training.default,
     aten.cudnn_batch_norm.default,
     aten._batch_norm_no_update.default,
+    # into functions of single values and sums over features
+    aten._prelu_kernel.default,
+    aten.hardswish.default,
+    aten.linalg_vector_norm.default,
+    aten.log_sigmoid_forward.default,
+    aten.std.correction,
 ]
 
 

@@ -144,3 +144,16 @@ def test_calls_in_inference_mode_leave_later_calls_alone() -> None:
     with torch.inference_mode():
         first = sampler(3, seed=1).samples.clone()
     assert torch.equal(sampler(3, seed=1, verify=True).samples, first)
+
+
+class Normalized(nn.Module):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        h = (h - h.mean(1, keepdim=True)) / (h.std(1, keepdim=True) + 0.1)
+        return h / (h.norm(dim=1, keepdim=True) + 0.1)
+
+
+@pytest.mark.parametrize("function", [nn.PReLU(), nn.PReLU(6), nn.LogSigmoid(), nn.Hardswish(), Normalized()])
+def test_functions_that_are_taken_apart(function: nn.Module) -> None:
+    model = randomized(nn.Sequential(MaskedWeight("A", 1, 6, 3, padding=1), function, nn.Conv2d(6, 1, 1)), gain=2.0)
+    sampler = compile_sampler(model, (1, 4, 5), "bernoulli")
+    assert torch.equal(sampler(5, seed=1, verify=True).samples, sampler.naive(5, seed=1).samples)
