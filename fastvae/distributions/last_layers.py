@@ -123,8 +123,14 @@ class _OfLayer(ImageDistribution):
         if x.device != self.layer.weight.device:
             raise ValueError(f"x must be on the device of the layer, {self.layer.weight.device}, got {x.device}")
 
-    def _is_formed(self) -> bool:
-        return "formed" in vars(self) or self.layer.is_small()
+    def _log_prob(self, x: Tensor) -> Tensor:
+        if "formed" in vars(self) or self.layer.is_small():
+            return super()._log_prob(x)  # the family's own, of the parameters
+        return self.layer.total(self._of_rows(*self.layer.arguments(x)))
+
+    def _of_rows(self, h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        """The operator of layer and family."""
+        raise NotImplementedError(f"{type(self).__name__} does not define its operator")
 
 
 class _BernoulliOfLayer(_OfLayer, Bernoulli):
@@ -134,11 +140,8 @@ class _BernoulliOfLayer(_OfLayer, Bernoulli):
     def logits(self) -> Tensor:  # type: ignore[override]
         return self.formed.logits
 
-    def _log_prob(self, x: Tensor) -> Tensor:
-        if self._is_formed():
-            return super()._log_prob(x)
-        layer = self.layer
-        return layer.total(ops.linear_bernoulli_log_prob(*layer.arguments(x), event_dims=layer.event_dims))
+    def _of_rows(self, h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        return ops.linear_bernoulli_log_prob(h, weight, bias, x, self.layer.event_dims)
 
 
 class _GaussianOfLayer(_OfLayer, Gaussian):
@@ -153,12 +156,10 @@ class _GaussianOfLayer(_OfLayer, Gaussian):
     def log_scale(self) -> Tensor:  # type: ignore[override]
         return self.formed.log_scale
 
-    def _log_prob(self, x: Tensor) -> Tensor:
-        if self._is_formed():
-            return super()._log_prob(x)
+    def _of_rows(self, h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         shared = None if self.family.scale_mode == "pixel" else self.family.log_scale
-        layer, dims = self.layer, self.layer.event_dims
-        return layer.total(ops.linear_gaussian_log_prob(*layer.arguments(x), shared, dims, params_dim=-dims))
+        dims = self.layer.event_dims
+        return ops.linear_gaussian_log_prob(h, weight, bias, x, shared, dims, params_dim=-dims)
 
 
 class _CategoricalOfLayer(_OfLayer, Categorical):
@@ -173,11 +174,9 @@ class _CategoricalOfLayer(_OfLayer, Categorical):
     def logits(self) -> Tensor:  # type: ignore[override]
         return self.formed.logits
 
-    def _log_prob(self, x: Tensor) -> Tensor:
-        if self._is_formed():
-            return super()._log_prob(x)
-        layer, dims = self.layer, self.layer.event_dims
-        return layer.total(ops.linear_categorical_log_prob(*layer.arguments(x), dims, levels_dim=-dims))
+    def _of_rows(self, h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        dims = self.layer.event_dims
+        return ops.linear_categorical_log_prob(h, weight, bias, x, dims, levels_dim=-dims)
 
 
 class _LogisticMixtureOfLayer(_OfLayer, LogisticMixture):
@@ -192,11 +191,8 @@ class _LogisticMixtureOfLayer(_OfLayer, LogisticMixture):
     def params(self) -> Tensor:  # type: ignore[override]
         return self.formed.params
 
-    def _log_prob(self, x: Tensor) -> Tensor:
-        if self._is_formed():
-            return super()._log_prob(x)
-        layer = self.layer
-        return layer.total(ops.linear_logistic_mixture_log_prob(*layer.arguments(x), self.num_levels, layer.event_dims))
+    def _of_rows(self, h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        return ops.linear_logistic_mixture_log_prob(h, weight, bias, x, self.num_levels, self.layer.event_dims)
 
 
 _OF_LAYER: dict[type[Likelihood], type[_OfLayer]] = {

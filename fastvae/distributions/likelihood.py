@@ -48,6 +48,10 @@ class ImageDistribution(Distribution):
             raise ValueError(f"parameters must have shape {want}, got {tuple(shape)}")
         super().__init__(shape[:-event_dims], shape[-event_dims:], validate_args=False)
 
+    def _log_prob(self, x: Tensor) -> Tensor:
+        """Nats of data that :meth:`log_prob` has checked."""
+        raise NotImplementedError(f"{type(self).__name__} does not define its density")
+
     def _check_shape(self, x: Tensor) -> None:
         check_tensor("x", x)
         split = max(x.ndim - len(self.event_shape), 0)

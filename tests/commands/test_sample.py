@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae import checkpoint, figures
+from fastvae import checkpoint
 from fastvae.__main__ import main
 from fastvae.commands.problem import CLASSES
 
@@ -29,20 +29,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         argv = ["train", "--model", model, "--data", str(folder / "data.npz"), "--out", str(folder / model)]
         assert main([*argv, "--epochs", "2", *options.split()]) == 0
     return folder
-
-
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The images that were put into pictures."""
-    images: list[torch.Tensor] = []
-    grid = figures.image_grid
-
-    def spy(batch: torch.Tensor, **options: Any) -> Any:
-        images.append(batch)
-        return grid(batch, **options)
-
-    monkeypatch.setattr(figures, "image_grid", spy)
-    return images
 
 
 def sample(runs: Path, model: str, out: Path, *argv: str) -> int:

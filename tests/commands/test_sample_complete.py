@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastvae import figures
 from fastvae.__main__ import main
 
 pytest.importorskip("matplotlib")
@@ -33,20 +32,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         argv = ["train", *kind, "--data", str(data), "--out", str(folder / model), "--epochs", "1"]
         assert main([*argv, *options.split()]) == 0
     return folder
-
-
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The images that were put into pictures."""
-    images: list[torch.Tensor] = []
-    grid = figures.image_grid
-
-    def spy(batch: torch.Tensor, **options: Any) -> Any:
-        images.append(batch)
-        return grid(batch, **options)
-
-    monkeypatch.setattr(figures, "image_grid", spy)
-    return images
 
 
 def sample(runs: Path, model: str, out: Path, *argv: str) -> int:

@@ -1,5 +1,6 @@
 """Bad input to log_likelihood: a clear error before any work, and never a silently wrong figure."""
 
+import io
 import math
 
 import pytest
@@ -90,8 +91,9 @@ def test_log_joint_of_the_wrong_dtype_is_named(dtype: torch.dtype) -> None:
 
 
 def test_a_bar_of_plain_tqdm_goes_on() -> None:
-    with tqdm.std.tqdm(total=40, disable=True) as bar:
+    with tqdm.std.tqdm(total=40, file=io.StringIO()) as bar:
         fastvae.log_likelihood(X, proposal=proposal, log_joint=log_joint, num_samples=10, progress=bar)
+        assert bar.n == 10 * len(X)
 
 
 def test_a_proposal_without_its_batch_is_named() -> None:
