@@ -22,6 +22,7 @@ class AutoregressiveGaussian(Distribution):
     the network; draws are one pass too, each unit of the network computed once
     (:func:`fastvae.ops.solve_masked_mlp`), with exact gradients. It is the masked autoregressive flow of one step of
     Papamakarios et al. (2017), equations 2 and 3, and with a context the proposal of Kingma et al.'s appendix (2016).
+    At the end of an encoder it is made by :class:`AutoregressiveProposal`.
 
     Args:
         net: the network, with a mean and a log-scale for each dimension (``num_params=2``).

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from fastvae import log_likelihood, objectives
-from fastvae.distributions import DiagonalGaussian, FullProposal, Proposal, as_proposal
+from fastvae.distributions import AutoregressiveGaussian, DiagonalGaussian, FullProposal, Proposal, as_proposal
 from fastvae.models import VAE, PixelVAE
 
 SHAPE = (1, 3, 4)
@@ -64,6 +64,20 @@ def test_a_new_flow_is_the_gaussian_of_the_encoder(name: str) -> None:
     params, noise = torch.randn(6, family.num_params).double(), torch.randn(5, 6, 3).double()
     want = DiagonalGaussian(params[:, :3], params[:, 3:6]).from_noise(noise)
     torch.testing.assert_close(family(params).from_noise(noise), want)
+
+
+def test_the_autoregressive_proposal_is_the_autoregressive_gaussian_of_the_same_network() -> None:
+    family = randomised(as_proposal(PROPOSALS["autoregressive"], 3)).double()
+    params, noise = torch.randn(6, family.num_params).double(), torch.randn(5, 6, 3).double()
+    q = family(params)
+    assert type(q) is AutoregressiveGaussian
+    z, log_q = q.from_noise(noise)
+    by_hand = torch.zeros_like(noise)
+    for _ in range(3):  # a pass of the network for every dimension
+        loc, log_scale = family.net(by_hand, params).unbind(-1)
+        by_hand = loc + log_scale.exp() * noise
+    torch.testing.assert_close(z, by_hand)
+    torch.testing.assert_close(log_q, torch.distributions.Normal(loc, log_scale.exp()).log_prob(z).sum(-1))
 
 
 @pytest.mark.parametrize("name", PROPOSALS)
