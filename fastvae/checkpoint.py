@@ -125,6 +125,8 @@ def read_training(folder: str | Path, model: nn.Module) -> tuple[dict[str, Tenso
         ValueError: if the folder is no checkpoint, belongs to another model, or cannot be read.
     """
     stored, ours = read_config(folder), _describe(model)
+    if ours["config"].keys() - stored["config"].keys():
+        stored["config"] = _with_defaults(model, stored["config"])
     for key in ("model", "config"):
         if stored[key] != ours[key]:
             raise ValueError(f"{folder} holds another model: its {key} is {stored[key]}, expected {ours[key]}")
@@ -212,6 +214,15 @@ def _describe(model: nn.Module) -> dict[str, Any]:
             f"model must have a method config() that returns its constructor's arguments, got {type(model).__name__}"
         )
     return {"model": type(model).__name__, "config": json.loads(_json(config(), "config()"))}
+
+
+def _with_defaults(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """``config``, with what the class of the model makes of arguments that came after it was written."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _describe(type(model)(**config))["config"]
+    except (TypeError, ValueError):
+        return config
 
 
 def _json(value: Any, name: str) -> str:

@@ -148,7 +148,7 @@ TRAINING: Mapping[str, Option] = {
     "prior": Option(
         "normal",
         "r(z): normal; mixture of Gaussians; vamp, a mixture of the proposals of learned pseudo-inputs; autoregressive,"
-        " a masked autoregressive flow; other than normal with one stochastic layer",
+        " a masked autoregressive flow; with two stochastic layers of the top one, and no vamp",
         models=_LATENT,
         choices=("normal", "mixture", "vamp", "autoregressive"),
     ),
@@ -162,7 +162,8 @@ TRAINING: Mapping[str, Option] = {
     "proposal": Option(
         "diagonal",
         "q(z|x): diagonal or full Gaussian; planar flow; affine coupling flow; iaf, an inverse autoregressive flow with"
-        " a context; autoregressive, Gaussians one after the other; other than diagonal with one stochastic layer",
+        " a context; autoregressive, Gaussians one after the other; with two stochastic layers of the one next to the "
+        "image",
         models=_LATENT,
         choices=("diagonal", "full", "planar", "coupling", "iaf", "autoregressive"),
     ),

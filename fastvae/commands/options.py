@@ -27,6 +27,7 @@ __all__ = [
     "with_defaults",
 ]
 
+_NEVER_DEFAULT = ("model", "data")  # in a checkpoint
 _MAY_CHANGE = ("epochs", "patience", "device")
 
 
@@ -74,9 +75,11 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
             )
     for name, value in options.items():
         _check(name, value)
-    for name in ("prior", "proposal"):
-        if options.get("stochastic_layers") == "2" and options[name] != TRAINING[name].default:
-            raise ValueError(f"{_flag(name)} {options[name]} needs --stochastic-layers 1")
+    if options.get("stochastic_layers") == "2" and options["prior"] == "vamp":
+        raise ValueError(
+            "--prior vamp needs --stochastic-layers 1: with 2, the proposal of the top layer given a pseudo-input has "
+            "no density in closed form; choose mixture or autoregressive"
+        )
     if options.get("max_mib") is not None and is_weighted(options):
         raise ValueError("--max-mib needs a plain bound: leave it out, or --beta, --warm-up and --free-bits")
     options["data"] = absolute(options["data"])
@@ -89,21 +92,31 @@ def is_weighted(options: Mapping[str, Any]) -> bool:
 
 
 def stored_options(folder: str | Path) -> dict[str, Any]:
-    """The options that the run of a checkpoint was started with.
+    """The options that the run of a checkpoint was started with; those that came later have their defaults.
 
     Raises:
-        ValueError: if the folder is no checkpoint, was not made by ``train``, or its options are damaged.
+        ValueError: if the folder is no checkpoint, was not made by ``train``, has options that are not known here, or
+            its options are damaged.
     """
-    options = checkpoint.read_config(folder)["info"].get("options")
-    if not isinstance(options, dict):
+    config = checkpoint.read_config(folder)
+    stored = config["info"].get("options")
+    if not isinstance(stored, dict):
         raise ValueError(f"{folder} was not made by 'fastvae train': its config.json has no training options")
-    if options.get("model") not in MODELS:
-        raise ValueError(f"{folder}/config.json is damaged: its training options name no model")
-    needed = [name for name, option in TRAINING.items() if option.applies(options)]
-    if lacking := [name for name in needed if name not in options]:
-        raise ValueError(f"{folder}/config.json is damaged: its training options lack {', '.join(lacking)}")
-    for name in needed:
-        if problem := TRAINING[name].problem(options[name]):
+    for name in _NEVER_DEFAULT:
+        if name not in stored or (name == "model" and stored[name] not in MODELS):
+            raise ValueError(f"{folder}/config.json is damaged: its training options name no {name}")
+    if unknown := sorted(stored.keys() - TRAINING.keys()):
+        raise ValueError(
+            f"{folder} was trained with options that are not known here, {', '.join(unknown)}: it was made by another "
+            f"version of fastvae ({config['fastvae']}); read it with that one, or train again"
+        )
+    options = dict(stored)
+    for name, option in TRAINING.items():  # what others depend on comes first
+        if not option.applies(options):
+            continue
+        if name not in options:
+            options[name] = option.default_in(options)
+        if problem := option.problem(options[name]):
             raise ValueError(f"{folder}/config.json is damaged: option {name} {problem}, got {options[name]!r}")
     return options
 

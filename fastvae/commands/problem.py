@@ -128,6 +128,8 @@ def _sizes(options: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "latent_sizes": (options["latent_size"], options["upper_latent_size"]),
             "hidden_sizes": (options["hidden"], options["upper_hidden"]),
+            "prior": _prior(options),
+            "proposal": _proposal(options),
         }
     names = ["channels", "num_blocks", "first_kernel_size", "kernel_size"]
     if _class_of(options) == "OrderedPixelCNN":

@@ -18,7 +18,8 @@ class Chained(Distribution):
     One vector holds both layers, so every bound, estimator and evaluation takes it like any other z.
 
     Args:
-        first: p(a), event (d_a,), with ``rsample_and_log_prob`` (and ``from_noise`` for addressed samples).
+        first: p(a), event (d_a,), with ``rsample_and_log_prob`` (and ``from_noise`` for addressed samples), or with
+            ``sample`` and ``log_prob`` alone for a prior.
         conditional: a (..., d_a) -> p(b | a), a :class:`DiagonalGaussian` over (d_b,).
         size: d_b.
         reverse: whether z is (b, a): for a prior that goes down from the last layer of z.
@@ -61,6 +62,11 @@ class Chained(Distribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.rsample_and_log_prob(sample_shape)[0]
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():  # a prior's first part may have no rsample, as mixtures
+            a = self.first.sample(sample_shape)
+            return self._joined(a, self.conditional(a).sample())
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``value`` (..., d) -> (...) nats."""

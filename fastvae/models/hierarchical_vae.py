@@ -10,13 +10,16 @@ from fastvae.distributions import (
     Chained,
     DiagonalGaussian,
     Likelihood,
-    StandardNormal,
+    Prior,
+    Proposal,
+    VampPrior,
     as_likelihood,
+    as_prior,
     as_proposal,
 )
 
 from .latent_variable_model import LatentVariableModel
-from .parts import Encoder, check_event_shape, check_hidden_sizes, check_positive, mlp
+from .parts import Encoder, check_event_shape, check_hidden_sizes, check_positive, config_of, mlp
 from .vae import ImageDecoder, image_decoder
 
 __all__ = ["HierarchicalVAE"]
@@ -48,7 +51,7 @@ class UpwardProposal(nn.Module):
 class DownwardPrior(nn.Module):
     """r(z2) p(z1 | z2) over (z1, z2)."""
 
-    def __init__(self, top: StandardNormal, lower: GaussianNet, size: int) -> None:
+    def __init__(self, top: Prior, lower: GaussianNet, size: int) -> None:
         super().__init__()
         self.top, self.lower, self.size = top, lower, size
 
@@ -72,8 +75,9 @@ class LowerDecoder(nn.Module):
 class HierarchicalVAE(LatentVariableModel):
     r"""Burda, Grosse, Salakhutdinov (2016), section 5 and table 1: two stochastic layers.
 
-    :math:`p(x | z_1) p(z_1 | z_2) N(z_2; 0, I)` and :math:`q(z_1 | x) q(z_2 | z_1)`, all Gaussians diagonal. Both
-    layers are one vector z = (z1, z2), so every bound, estimator and evaluation works as with one layer.
+    :math:`p(x | z_1) p(z_1 | z_2) r(z_2)` and :math:`q(z_1 | x) q(z_2 | z_1)`, all Gaussians diagonal and
+    :math:`r = N(0, I)` in the paper; r and :math:`q(z_1 | x)` may be others. Both layers are one vector z = (z1, z2),
+    so every bound, estimator and evaluation works as with one layer.
 
     Args:
         event_shape: (C, H, W).
@@ -81,9 +85,12 @@ class HierarchicalVAE(LatentVariableModel):
         latent_sizes: of z1, next to the image, and z2; (100, 50) in the paper.
         hidden_sizes: between image and z1, and between z1 and z2: ((200, 200), (100, 100)) in the paper.
         activation: ``"tanh"``, ``"relu"``, ``"elu"`` or ``"silu"``.
+        prior: r(z2), as for :class:`VAE`; no VampPrior, whose components, :math:`q(z_2 | u)`, have no density in closed
+            form here.
+        proposal: the family of q(z1 | x), as for :class:`VAE`.
 
     Raises:
-        ValueError: for a shape, a size or a name that makes no sense.
+        ValueError: for a VampPrior, a shape, a size or a name that makes no sense.
 
     Example:
         >>> import torch
@@ -92,7 +99,9 @@ class HierarchicalVAE(LatentVariableModel):
         torch.Size([4])
     """
 
+    encoder: UpwardProposal
     decoder: LowerDecoder
+    _prior: DownwardPrior
 
     def __init__(
         self,
@@ -101,6 +110,8 @@ class HierarchicalVAE(LatentVariableModel):
         latent_sizes: Sequence[int] = (100, 50),
         hidden_sizes: Sequence[Sequence[int]] = ((200, 200), (100, 100)),
         activation: str = "tanh",
+        prior: Prior | str | dict[str, Any] = "normal",
+        proposal: Proposal | str | dict[str, Any] = "diagonal",
     ) -> None:
         shape = check_event_shape(event_shape)
         for name, sizes in (("latent_sizes", latent_sizes), ("hidden_sizes", hidden_sizes)):
@@ -111,14 +122,17 @@ class HierarchicalVAE(LatentVariableModel):
         check_positive(latent_sizes=second)
         below, above = (check_hidden_sizes(sizes) for sizes in hidden_sizes)
         family = as_likelihood(likelihood)
-        lower = Encoder(family, shape, below, as_proposal("diagonal", first), activation)
+        lower = Encoder(family, shape, below, as_proposal(proposal, first), activation)
+        top = as_prior(prior, second, shape)
+        if isinstance(top, VampPrior):
+            raise ValueError("prior must be normal, mixture or autoregressive for two stochastic layers, got vamp")
         upper = GaussianNet([first, *above, second], activation)
         down = GaussianNet([second, *reversed(above), first], activation)
         image = image_decoder(family, shape, below, first, activation)
         super().__init__(
             UpwardProposal(lower, upper, second),
             LowerDecoder(image, (first, second)),
-            DownwardPrior(StandardNormal(second), down, first),
+            DownwardPrior(top, down, first),
         )
         self.event_shape, self.latent_size = shape, first + second
         self.latent_sizes, self.hidden_sizes, self.activation = (first, second), (below, above), activation
@@ -136,6 +150,8 @@ class HierarchicalVAE(LatentVariableModel):
             "latent_sizes": list(self.latent_sizes),
             "hidden_sizes": [list(sizes) for sizes in self.hidden_sizes],
             "activation": self.activation,
+            "prior": config_of("prior", self._prior.top),
+            "proposal": config_of("proposal", self.encoder.lower),
         }
 
     def start_at_marginals(self, x: Tensor) -> None:

@@ -22,6 +22,8 @@ SYSTEMS = {
     "gaussian, scale of each pixel": f"--model vae {_VAE} --likelihood gaussian --scale pixel",
     "two stochastic layers": f"--model iwae {_VAE} --stochastic-layers 2 --upper-latent-size 2 --upper-hidden 4 "
     "--estimator dreg --binarize sample",
+    "two stochastic layers, mixture, iaf": f"--model iwae {_VAE} --stochastic-layers 2 --upper-latent-size 2 "
+    f"--upper-hidden 4 --prior mixture --prior-components 5 --proposal iaf {_FLOW} --binarize sample",
     "nade": "--model nade --hidden-units 8 --binarize sample",
     "nade, ensemble of orders": "--model nade --hidden-units 8 --order random --num-orders 3 --binarize sample",
     "gated pixelvae": f"--model gated-pixelvae {_VAE} {_STACK} --binarize sample",
@@ -94,8 +96,7 @@ def test_a_run_has_the_sizes_that_were_asked_for(data: Path, tmp_path: Path) -> 
         ("--model vae --scale 0.1", "--scale applies with --likelihood gaussian only"),
         ("--likelihood gaussian --scale big", "--scale must be auto, shared, pixel or a positive number, got 'big'"),
         ("--likelihood gaussian --scale -1", "--scale must be auto, shared, pixel or a positive number, got '-1'"),
-        ("--stochastic-layers 2 --prior vamp", "--prior vamp needs --stochastic-layers 1"),
-        ("--stochastic-layers 2 --proposal iaf", "--proposal iaf needs --stochastic-layers 1"),
+        ("--stochastic-layers 2 --prior vamp", "has no density in closed form; choose mixture or autoregressive"),
         ("--model nade", "--model nade is for binary data, got 5 levels: add --binarize sample"),
         ("--model nade --binarize sample --num-orders 9", "num_orders must be at most 8 for 'raster', got 9"),
         ("--model gated-pixelcnn --order hilbert", "--order does not apply to gated-pixelcnn, only to nade, pixelcnn"),

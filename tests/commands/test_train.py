@@ -229,7 +229,7 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path, capsys: Any) -> None:
     [
         ({}, "its training options name no model"),
         ({"model": "moon"}, "its training options name no model"),
-        ({"model": "vae"}, "its training options lack data, binarize, likelihood, stochastic_layers, latent_size"),
+        ({"model": "vae"}, "its training options name no data"),
         ({"+epochs": "many"}, "option epochs must be an integer of at least 1, got 'many'"),
         ({"+hidden": 8}, "option hidden must be integers of at least 1, got 8"),
         ({"+data": None}, "option data must be a text that is not empty, got None"),
@@ -250,6 +250,40 @@ def test_damaged_options_of_a_run_are_named(
         error = capsys.readouterr().err
         assert says in error
         assert "config.json is damaged" in error
+
+
+def test_a_checkpoint_from_before_an_option_existed_is_read_and_resumed(
+    tmp_path: Path, files: Path, capsys: Any
+) -> None:
+    argv = ["--data", files / "binary.npz", *SMALL["vae"].split()]
+    for name in ("new", "old"):
+        assert train(tmp_path / name, *argv) == 0
+    path = tmp_path / "old" / "config.json"
+    config = json.loads(path.read_text())
+    for option in ("prior", "proposal", "stochastic_layers", "schedule", "warm_up"):
+        del config["info"]["options"][option]
+    for argument in ("prior", "proposal"):
+        del config["config"][argument]
+    path.write_text(json.dumps(config))
+    for name in ("new", "old"):
+        assert main(["train", "--resume", "--out", str(tmp_path / name), "--epochs", "3"]) == 0
+        out = str(tmp_path / f"{name}.json")
+        assert main(["evaluate", str(tmp_path / name), "--num-samples", "20", "--limit", "3", "--out", out]) == 0
+    new, old = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("new", "old"))
+    assert new["log p(x)"] == old["log p(x)"]
+
+
+def test_options_of_another_version_are_named(tmp_path: Path, files: Path, capsys: Any) -> None:
+    assert train(tmp_path / "run", "--data", files / "binary.npz", *SMALL["vae"].split()) == 0
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["info"]["options"] |= {"moons": 3, "comets": None}
+    path.write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "options that are not known here, comets, moons: it was made by another version of fastvae" in error
+    assert "damaged" not in error
 
 
 def interrupted_in_a_process(argv: list[str]) -> tuple[int, str]:

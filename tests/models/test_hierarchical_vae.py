@@ -16,8 +16,8 @@ SHAPE = (1, 3, 4)
 SMALL: dict[str, Any] = {"latent_sizes": (3, 2), "hidden_sizes": ((8,), (6,))}
 
 
-def model() -> HierarchicalVAE:
-    return HierarchicalVAE(SHAPE, **SMALL)
+def model(**options: Any) -> HierarchicalVAE:
+    return HierarchicalVAE(SHAPE, **SMALL, **options)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -48,6 +48,36 @@ def test_the_bound_is_that_of_layers_as_they_are_written_down() -> None:
     torch.testing.assert_close(net.prior().log_prob(z), top + net._prior.lower(z2).log_prob(z1))
     other = torch.cat([z1, torch.randn_like(z2)], -1)
     torch.testing.assert_close(net.likelihood(z).log_prob(x), net.likelihood(other).log_prob(x))
+
+
+@pytest.mark.parametrize(
+    ("prior", "proposal"),
+    [
+        ({"name": "mixture", "num_components": 5}, "full"),
+        (
+            {"name": "autoregressive", "hidden_features": [8]},
+            {"name": "autoregressive", "hidden_features": [8], "context_features": 2},
+        ),
+    ],
+)
+def test_the_top_layer_has_any_prior_and_the_lower_one_any_proposal(prior: Any, proposal: Any) -> None:
+    net, x = model(prior=prior, proposal=proposal), (torch.rand(4, *SHAPE) < 0.5).float()
+    z, log_q = net.proposal(x).rsample_and_log_prob((5,))
+    z1, z2 = z.split([3, 2], dim=-1)
+    want = net.encoder.lower(x).log_prob(z1) + net.encoder.upper(z1).log_prob(z2)
+    torch.testing.assert_close(log_q, want, rtol=1e-4, atol=1e-4)
+    want = net._prior.top().log_prob(z2) + net._prior.lower(z2).log_prob(z1)
+    torch.testing.assert_close(net.prior().log_prob(z), want)
+    objectives.iwae(net, x, 6, estimator="dreg").mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    found = log_likelihood(x, net, num_samples=64, seed=1)
+    assert found.log_prob.isfinite().all()
+    drawn = net.prior().sample((2000,))
+    torch.testing.assert_close(drawn[:, 3:].mean(0), net._prior.top().sample((2000,)).mean(0), rtol=0, atol=0.3)
+    again = HierarchicalVAE(**net.config())
+    again.load_state_dict(net.state_dict())
+    with pytest.raises(ValueError, match=r"prior must be normal, mixture or autoregressive .* got vamp"):
+        model(prior="vamp")
 
 
 @pytest.mark.parametrize("estimator", ["iwae", "stl", "dreg"])
