@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -194,8 +195,11 @@ def test_the_binarisation_is_that_of_the_data_and_a_difference_is_told(tmp_path:
         ("nade --seed -1", "--seed must be in [0, 2^63)"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_is_left_behind(argv: str, says: str, tmp_path: Path, capsys: Any) -> None:
-    assert main(["reproduce", *argv.split(), "--out", str(tmp_path / "out")]) == 2
+def test_bad_input_is_refused_and_nothing_is_left_behind(
+    argv: str, says: str, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    small = [] if "--data" in argv else ["--data", str(data)]
+    assert main(["reproduce", *argv.split(), *small, "--out", str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -206,8 +210,9 @@ def test_two_processes_give_the_figures_of_one_and_write_once(
     # no noise in the loss: the same up to rounding; 50 images in batches of 7 leave uneven shares
     argv = ["reproduce", "pixelcnn", "--data", str(data), "--device", "cpu", "--out"]
     assert main([*argv, str(tmp_path / "one")]) == 0
+    # what torchrun does, but everything is imported once: one process becomes two
     code = f"""
-import sys
+import os, sys
 from fastvae.__main__ import main
 from fastvae.commands import recipe, reproduce
 def small(name):
@@ -215,12 +220,26 @@ def small(name):
     found.budget["cpu"]["train"] |= {SMALL["pixelcnn"]}
     return found
 reproduce.read_recipe = small
-sys.exit(main(sys.argv[1:]))
+child = os.fork()
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(child == 0))
+status = main(sys.argv[1:])
+sys.stdout.flush()
+if child == 0:
+    os._exit(status)
+sys.exit(status or os.waitpid(child, 0)[1])
 """
-    (tmp_path / "worker.py").write_text(code)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(tmp_path / "worker.py"), *argv, str(tmp_path / "two")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, "-c", code, *argv, str(tmp_path / "two")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report and pictures") == 1
