@@ -16,7 +16,7 @@ NUM_SAMPLES = 128
 def active_units(model: Any, x: Tensor, threshold: float = 0.01, batch_size: int = 1000) -> int:
     r"""Latent dimensions whose posterior mean varies over the data, :math:`Var_x(E_q[z_d | x]) > 0.01`.
 
-    Burda, Grosse, Salakhutdinov (2016), section 5.1 (their :math:`A_u`).
+    Burda, Grosse, Salakhutdinov (2016), section 5 (their :math:`A_u`).
 
     Where the proposal has no mean in closed form (flows, several layers), the variance is the covariance of two means
     of :data:`NUM_SAMPLES` samples each, which their noise does not enlarge.

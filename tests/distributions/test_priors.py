@@ -6,7 +6,8 @@ import pytest
 import torch
 import zuko
 from torch import nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.distributions import AffineTransform, Categorical, Independent, MixtureSameFamily, Normal
+from torch.distributions import TransformedDistribution as Transformed
 
 from fastvae import log_likelihood, objectives
 from fastvae.distributions import (
@@ -127,6 +128,9 @@ OTHERS: dict[str, Any] = {
     ),
     "zuko": lambda: zuko.flows.MAF(3, transforms=1, hidden_features=(8,)),
     "zuko in a module": ZukoPrior,
+    "torch, transformed": lambda: Transformed(
+        Independent(Normal(torch.zeros(3), torch.ones(3)), 1), [AffineTransform(1.0, 2.0, event_dim=1)]
+    ),
 }
 
 

@@ -8,9 +8,10 @@ import torch
 import zuko
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
+from torch.distributions.transforms import AffineTransform, TanhTransform
 
 from fastvae import log_likelihood, objectives
-from fastvae.distributions import AutoregressiveGaussian, DiagonalGaussian, FullProposal, Proposal, as_proposal
+from fastvae.distributions import AutoregressiveGaussian, DiagonalGaussian, Flow, FullProposal, Proposal, as_proposal
 from fastvae.models import VAE, PixelVAE
 
 SHAPE = (1, 3, 4)
@@ -173,6 +174,22 @@ def test_a_conditional_flow_of_zuko_is_a_proposal() -> None:
     objectives.iwae(model, x, 3, modules=[flow]).mean().backward()
     assert all(parameter.grad is not None for parameter in flow.parameters())
     assert log_likelihood(x, model, num_samples=20, modules=[flow]).log_prob.shape == (4,)
+
+
+def test_transforms_of_torch_and_zuko_after_the_gaussian_of_an_encoder_are_a_proposal() -> None:
+    spline = zuko.transforms.MonotonicRQSTransform(torch.randn(3, 8), torch.randn(3, 8), torch.randn(3, 7))
+    for transforms in ([TanhTransform(), AffineTransform(torch.zeros(3), 4.0)], [spline]):
+        net = nn.Linear(12, 6)
+
+        def encoder(x: Tensor, net: nn.Linear = net, transforms: Any = transforms) -> Flow:
+            return Flow(DiagonalGaussian(*net(x.flatten(1)).chunk(2, -1)), transforms)
+
+        model = VAE(SHAPE, **SMALL, proposal=encoder)
+        x = (torch.rand(4, *SHAPE) < 0.5).float()
+        objectives.iwae(model, x, 3, modules=[net]).mean().backward()
+        assert all(parameter.grad is not None for parameter in net.parameters())
+        found = log_likelihood(x, model, num_samples=30, seed=1, modules=[net])
+        assert found.log_prob.isfinite().all()
 
 
 def test_a_family_of_ones_own_ends_the_encoder() -> None:

@@ -117,6 +117,14 @@ def test_a_gated_pixelvae_sees_all_of_z_everywhere_and_nothing_of_the_future() -
     assert drawn.certificate.ok
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_decoder_of_a_pixelvae_sees_all_of_the_past_that_its_pixelcnn_does(gated: bool) -> None:
+    model = PixelVAE((1, *SIZE), latent_size=3, hidden_sizes=(8,), **STACK, gated=gated).double()
+    alone = (GatedPixelCNN if gated else PixelCNN)((1, *SIZE), **STACK).double()
+    z = torch.randn(1, 3, dtype=torch.float64)
+    assert torch.equal(support(lambda v: model(v, z), SIZE), support(alone, SIZE))
+
+
 @pytest.mark.parametrize("order", ["raster", "hilbert", "random"])
 def test_nade_sees_all_of_the_past_and_nothing_else(order: str) -> None:
     model = randomised(NADE((2, 3, 4), hidden_features=5, order=order))

@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 
 from fastvae import log_likelihood, objectives
+from fastvae.commands.problem import Problem
+from fastvae.data import Data, dequantize
 from fastvae.distributions import FullGaussian, GaussianLikelihood
 from fastvae.evaluation.draw import draw
 from fastvae.models import VAE, LatentVariableModel
@@ -46,6 +48,23 @@ def test_the_best_scale_is_the_root_mean_square_of_the_residuals() -> None:
         model.family.log_scale.copy_(residuals.square().mean().sqrt().log())
     objectives.elbo(model, x, 8, seed=1).mean().backward()
     assert model.family.log_scale.grad.abs() < 1e-9
+
+
+def test_the_density_of_dequantised_levels_bounds_the_probability_of_the_levels() -> None:
+    top = 5
+    levels = torch.arange(top, dtype=torch.uint8).view(top, 1, 1, 1)
+    problem = Problem(Data("five", "as it comes", top, levels, levels, levels), "gaussian")
+    family = GaussianLikelihood(0.3)
+    normal = Normal(torch.tensor(0.4).double(), 0.3)
+    edges = torch.arange(top + 1).double() / top
+    mass = normal.cdf(edges).diff()  # of each level's cell
+    u = (torch.arange(4000).double() + 0.5) / 4000
+    x = dequantize(levels.expand(4000, top, 1, 1, 1), top, u.view(-1, 1, 1, 1, 1).expand(4000, top, 1, 1, 1))
+    density = family(torch.full((1, 1, 1, 1), 0.4).double()).log_prob(x.double())
+    bound = density.mean(0) + problem.log_volume  # E over u, nats
+    assert (bound < mass.log()).all()
+    torch.testing.assert_close(bound, mass.log(), rtol=0, atol=0.2)
+    assert 0.8 < bound.exp().sum() < 1.0, "a bound of probabilities that sum to no more than 1"
 
 
 def test_a_fixed_scale_is_no_parameter_and_one_for_each_pixel_comes_from_the_net() -> None:
