@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -236,8 +236,7 @@ class AutoregressiveProposal(Proposal):
 
     The distribution is an :class:`AutoregressiveGaussian` whose context is all that the encoder gives: the mean and
     log-scale of a diagonal Gaussian, which a new network passes on as they are, and a context. Draws are
-    reparameterised and take one pass, each unit of the network computed once, on CUDA in one kernel; densities of given
-    points are parallel.
+    reparameterised and take one pass, each unit of the network computed once; densities of given points are parallel.
 
     Args:
         latent_size: d.
@@ -261,7 +260,7 @@ class AutoregressiveProposal(Proposal):
         self.num_params = 2 * latent_size + context_features
         # tanh: what an outlier does to the dimensions after it stays bounded
         self.net = MADE(latent_size, hidden_features, num_params=2, context_features=self.num_params, activation="tanh")
-        last, condition = self.net.layers[-1], self.net.conditions[-1]
+        last, condition = self.net.layers[-1], cast(nn.Linear, self.net.conditions[-1])
         with torch.no_grad():
             for parameter in (*last.parameters(), *condition.parameters()):
                 parameter.zero_()

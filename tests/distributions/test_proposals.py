@@ -118,7 +118,7 @@ def test_a_full_gaussian_has_the_analytic_kl_and_the_covariance_of_its_parameter
     torch.testing.assert_close(q.covariance_matrix[0], tril @ tril.T)
 
 
-@pytest.mark.parametrize("name", ["full", "planar", "iaf"])
+@pytest.mark.parametrize("name", ["full", "planar", "iaf", "autoregressive"])
 def test_flows_fit_what_a_diagonal_gaussian_cannot(name: str) -> None:
     """A banana, z1 ~ N(0, 1), z2 ~ N(z1^2 - 1, 0.3^2); for the full covariance a tilted Gaussian."""
 
