@@ -99,6 +99,8 @@ def test_a_plain_pixelcnn_sees_exactly_what_its_masks_reach_and_a_gated_one_all_
     near = ((column[None] - column[:, None]).abs() <= 3) & (row[:, None] - row[None] <= 4)
     assert torch.equal(gated, earlier & near)
     assert (gated & ~plain).any(), "the blind spot of the plain one"
+    wide = GatedPixelCNN((1, *SIZE), channels=8, num_blocks=3, first_kernel_size=7).double()
+    assert torch.equal(support(wide, SIZE), earlier), "all of the past where it is within reach"
 
 
 def test_a_gated_pixelvae_sees_all_of_z_everywhere_and_nothing_of_the_future() -> None:
