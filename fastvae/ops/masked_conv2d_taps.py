@@ -1,6 +1,7 @@
 """Which taps of a masked kernel are alive: the window that holds them, where it lies, and how many of it are needed."""
 
 import weakref
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -168,12 +169,21 @@ def live_window(
         # inductor cannot order the strides of the view below where sizes are symbols
         whole = named_mask(_sizes(weight), mask, num_colours, dtype=torch.bool, device=weight.device)
         return window.masked_fill(~whole[..., rows, columns], 0)
+    if weight.is_cpu and not taps.is_partial and runs_as_written():
+        return window * _prefix(taps.rows, taps.columns, taps.live, weight.dtype)
     prefix = window.flatten(2)[..., : taps.live]  # dead taps are not even read
     if taps.is_partial:  # of several colours, in the last live tap: the centre
         out, into = (colour_groups(channels, num_colours, weight.device) for channels in weight.shape[:2])
         centre = into[None, :] < out[:, None] if mask == "A" else into[None, :] <= out[:, None]
         prefix = torch.cat((prefix[..., :-1], prefix[..., -1:] * centre[..., None].to(weight.dtype)), 2)
     return F.pad(prefix, (0, size - taps.live)).unflatten(2, (taps.rows, taps.columns))
+
+
+@lru_cache(maxsize=64)
+def _prefix(rows: int, columns: int, live: int, dtype: torch.dtype) -> Tensor:
+    """(rows, columns): ones for the first ``live`` taps, zeros for the others."""
+    with torch.inference_mode(False):  # what is kept must serve calls in any mode
+        return (torch.arange(rows * columns, device="cpu") < live).to(dtype).view(rows, columns)
 
 
 class Frame(NamedTuple):
