@@ -14,7 +14,7 @@ from fastvae.reference.locally_masked_conv2d import unpack_tap_bits
 
 from .tap_bits import mirror_tap_bits, neighbours, pack_tap_bits
 
-__all__ = ["INTEGERS", "Block", "kept_bits", "kept_columns", "mirrored", "plan_blocks", "sources_of", "static_taps"]
+__all__ = ["INTEGERS", "Block", "kept_bits", "mirrored", "plan_blocks", "sources_of", "static_taps"]
 
 _FEWEST_PRODUCTS = 1 << 20  # a block is as large as to save this many for each tap that it does not need
 _FEWEST_ROWS = 256
@@ -73,13 +73,6 @@ def kept_bits(mask: Tensor, kernel_size: int, element_size: int, channels: int) 
     live = live.reshape(-1, *live.shape[-3:-1], kernel_size, kernel_size, 1)
     # in memory for every channel: what is repeated by a stride of zero would break the loops over long rows
     return (-live.to(INTEGERS[element_size])).repeat(1, 1, 1, 1, 1, channels)
-
-
-@_cached
-def kept_columns(mask: Tensor, kernel_size: int, element_size: int) -> Tensor:
-    """(1 or N, 1, k * k, H * W), as ``kept_bits`` for the columns of an unfolded image."""
-    live = unpack_tap_bits(mask, kernel_size).flatten(-2)  # (k * k, H * W) or (N, k * k, H * W)
-    return -live.to(INTEGERS[element_size]).view(-1, 1, *live.shape[-2:])
 
 
 @_cached
