@@ -21,7 +21,7 @@ __all__ = ["FEWEST_CHANNELS", "forward", "grad_input", "grad_weight", "layout", 
 
 FEWEST_CHANNELS = 12  # of a row that is worth gathering
 _CHUNK_BYTES = 1 << 20  # of the images that are computed together: they and what is gathered stay in the caches
-_COLUMN_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}  # of images that are unfolded together
+_COLUMN_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}  # of images that are unfolded together
 _FEWEST_ROWS = 64  # of a product for oneDNN
 
 

@@ -32,8 +32,9 @@ def locally_masked_conv2d(
 
     Equal to ``weight.flatten(1) @ (F.unfold(x, k, padding=k // 2 * dilation, dilation=dilation) * live)`` plus the
     bias, where ``live`` (C_in * k * k, H * W) has the bits of ``mask``, repeated for each channel; but nothing of the
-    size of the unfolded input is ever stored, not for the backward pass either. One set of weights serves any order
-    in which pixels are generated: make masks with :func:`fastvae.ops.tap_bits`.
+    size of the unfolded input is ever stored, not for the backward pass either. Only where that is small, on the CPU
+    below 2**20 elements (4 MiB of float32), it is stored, masked: once forward and once more for the gradient of x.
+    One set of weights serves any order in which pixels are generated: make masks with :func:`fastvae.ops.tap_bits`.
     Jain, Abbeel, Pathak: "Locally masked convolution for autoregressive models" (2020), section 3.
 
     Args:

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, conv2d, is_grad_enabled, nn
+from torch import Tensor, constant_pad_nd, conv2d, is_grad_enabled, nn
 
 from fastvae.reference.masked_conv2d import NamedMask, named_mask
 
@@ -84,17 +84,16 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int
 
 
 def _cropping(used: Taps, mask: Tensor | None, dilation: int) -> Call:
-    window = (
-        slice(None),
-        slice(None),
-        slice(used.top, used.top + used.rows),
-        slice(used.left, used.left + used.columns),
-    )
     frame = frame_of(used.rows, used.columns, used.above, used.before, dilation)
+    only_adds = min(frame.uneven) >= 0
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        weight = weight[window]
-        return conv2d(frame.around(x), weight if mask is None else weight * mask, bias, 1, frame.even, dilation)
+        window = weight.narrow(2, used.top, used.rows)
+        if used.columns != weight.shape[3]:
+            window = window.narrow(3, used.left, used.columns)
+        window = window if mask is None else window * mask
+        framed = constant_pad_nd(x, frame.uneven) if only_adds else frame.around(x)
+        return conv2d(framed, window, bias, 1, frame.even, dilation)
 
     return call
 
@@ -113,11 +112,16 @@ def _tiny(size: tuple[int, int], mask: Tensor) -> Call:
     padding = (size[0] // 2, size[1] // 2)
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not is_grad_enabled() and x.is_contiguous():  # a gradient needs what has derivatives in forward mode too
+        has_gradient = is_grad_enabled() and (x.requires_grad or weight.requires_grad or _requires_grad(bias))
+        if not has_gradient and x.is_contiguous():  # a gradient needs what has derivatives in forward mode too
             return _unfolding_conv2d(x, weight * mask, size, bias, 1, padding)
         return conv2d(x, weight * mask, bias, 1, padding)
 
     return call
+
+
+def _requires_grad(bias: Tensor | None) -> bool:
+    return bias is not None and bias.requires_grad
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ import weakref
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +15,9 @@ from fastvae.reference.masked_conv2d import NamedMask, colour_groups, count_live
 from ._dispatch import runs_as_written, untraced
 
 __all__ = ["Frame", "Seen", "Taps", "frame_of", "live_window", "named_taps", "remembered_mask", "taps_of"]
+
+
+_FEWEST_BYTES = 1 << 14  # for numpy to be faster
 
 
 class Taps(NamedTuple):
@@ -72,15 +76,22 @@ class Seen:
             return False
         if self.values is None:
             return self.version is not None
-        return torch.equal(_in_words(self.values), _in_words(mask.detach()))
+        return _equal(self.values, mask.detach())
 
 
-def _in_words(values: Tensor) -> Tensor:
-    """The same memory eight bytes at a time, where it can be: compared up to eight times as fast."""
-    in_words = (
-        values.is_contiguous() and values.numel() * values.element_size() % 8 == 0 and not values.storage_offset()
-    )
-    return values.view(-1).view(torch.int64) if in_words else values
+def _equal(values: Tensor, others: Tensor) -> bool:
+    """``torch.equal`` for bits; of 1.6 MB in 44 us instead of 250, for it compares number by number."""
+    size = values.numel() * values.element_size()
+    if size < _FEWEST_BYTES or size % 8 or not (_is_simple(values) and _is_simple(others)):
+        return torch.equal(values, others)
+    if values.shape != others.shape or values.dtype != others.dtype:
+        return False
+    words = (t.view(-1).view(torch.int64).numpy() for t in (values, others))
+    return np.array_equal(*words)
+
+
+def _is_simple(values: Tensor) -> bool:
+    return values.is_contiguous() and not values.storage_offset()
 
 
 def _version(mask: Tensor) -> int | None:
