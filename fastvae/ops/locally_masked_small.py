@@ -46,7 +46,7 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor) ->
 
 
 class _Small(torch.autograd.Function):
-    """Linear in both tensors; derivatives of derivatives are those of plain operations."""
+    """Linear in both tensors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
@@ -60,12 +60,20 @@ class _Small(torch.autograd.Function):
         x, weight, mask = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad_x = grad_weight = None
-        if torch.is_grad_enabled() or is_transformed():
-            grad_x = plain_grad_input(grad_y, weight, mask, ctx.dilation) if needs_x else None
+        size, dilation = weight.shape[-1], ctx.dilation
+        if is_transformed():
+            grad_x = plain_grad_input(grad_y, weight, mask, dilation) if needs_x else None
+            grad_weight = plain_grad_weight(x, grad_y, size, mask, dilation) if needs_weight else None
+        elif torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad_y):
+            operators = (
+                torch.ops.fastvae
+            )  # whose derivatives are each other; several gradients at once are a loop to them
+            if needs_x:
+                grad_x = operators.locally_masked_conv2d_grad_input(grad_y, weight, mask, dilation, False)
             if needs_weight:
-                grad_weight = plain_grad_weight(x, grad_y, weight.shape[-1], mask, ctx.dilation)
+                grad_weight = operators.locally_masked_conv2d_grad_weight(x, grad_y, size, mask, dilation, False)
         else:
-            grad_x = _grad_input(grad_y, weight, mask, ctx.dilation) if needs_x else None
+            grad_x = _grad_input(grad_y, weight, mask, dilation) if needs_x else None
             grad_weight = _grad_weight(ctx.rows, grad_y, weight) if needs_weight else None
         return grad_x, grad_weight, grad_y.sum((0, 2, 3)) if needs_bias else None, None, None
 
