@@ -181,14 +181,14 @@ def _unfolded(x: Tensor, mask: Tensor, kernel_size: int, dilation: int) -> Itera
         shape = (len(some), *x.shape[2:], kernel_size, kernel_size, x.shape[1])
         memory = memory if len(memory) >= len(some) else x.new_empty(shape)
         masks = mask if mask.ndim == 2 else mask[part]
-        yield part, rows_of(some, masks, kernel_size, dilation, out=memory[: len(some)])
+        keep = kept_bits(masks, kernel_size, x.element_size(), x.shape[1])
+        yield part, rows_of(some, keep, kernel_size, dilation, out=memory[: len(some)])
 
 
-def rows_of(x: Tensor, mask: Tensor, kernel_size: int, dilation: int, *, out: Tensor | None = None) -> Tensor:
-    """(n, C, H, W) -> (n * H * W, k * k * C), zero where a pixel may not see, in the memory of ``out`` if given."""
+def rows_of(x: Tensor, keep: Tensor, kernel_size: int, dilation: int, *, out: Tensor | None = None) -> Tensor:
+    """(n, C, H, W) -> (n * H * W, k * k * C), zero where ``kept_bits`` are, in the memory of ``out`` if given."""
     channels, height, width = x.shape[1:]
     border = kernel_size // 2 * dilation
-    keep = kept_bits(mask, kernel_size, x.element_size(), channels)
     framed = F.pad(x, (border,) * 4).permute(0, 2, 3, 1).contiguous()  # (n, H + 2 border, W + 2 border, C)
     image, row, column, one = framed.stride()
     shape = (len(framed), height, width, kernel_size, kernel_size, channels)

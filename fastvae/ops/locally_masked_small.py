@@ -14,7 +14,7 @@ from fastvae.reference.locally_masked_conv2d import masked_columns
 
 from . import locally_masked_blocks as blocks
 from ._dispatch import is_transformed
-from .locally_masked_plan import mirrored, static_taps
+from .locally_masked_plan import kept_bits, mirrored, taps_or_bits
 from .tap_bits import mirror_tap_bits
 
 __all__ = ["plain_grad_input", "plain_grad_weight", "small_conv2d"]
@@ -22,20 +22,22 @@ __all__ = ["plain_grad_input", "plain_grad_weight", "small_conv2d"]
 
 def small_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
     """``locally_masked_conv2d`` of arguments known to be good, (N, C, H, W) on the CPU."""
-    taps = static_taps(mask, weight.shape[-1], dilation)
+    taps, keep = taps_or_bits(mask, weight.shape[-1], dilation, x.element_size(), x.shape[1])
     if taps is not None:
         y = blocks.static(x, weight, bias, taps, dilation)
     elif torch.is_grad_enabled():
-        y = _Small.apply(x, weight, bias, mask, dilation)
+        y = _Small.apply(x, weight, bias, mask, dilation, keep)
     else:
-        y = _product(blocks.rows_of(x, mask, weight.shape[-1], dilation), weight, bias, x)
+        y = _product(blocks.rows_of(x, keep, weight.shape[-1], dilation), weight, bias, x)
     return y.contiguous(memory_format=blocks.layout(x))
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
     """(N * H * W, k * k * C_in) -> (N, C_out, H, W) for images ``like`` these."""
     batch, _, height, width = like.shape
-    packed = weight.flatten(2).transpose(1, 2).reshape(weight.shape[0], -1)  # channels last, as in the rows
+    packed = weight.flatten(1)
+    if weight.shape[1] > 1:  # channels last, as in the rows
+        packed = weight.flatten(2).transpose(1, 2).reshape(weight.shape[0], -1)
     seen = rows.view(batch, height * width, -1).transpose(1, 2)
     if batch == 1:
         y = packed.mm(seen[0]) if bias is None else torch.addmm(bias[:, None], packed, seen[0])
@@ -49,8 +51,10 @@ class _Small(torch.autograd.Function):
     """Linear in both tensors."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
-        rows = blocks.rows_of(x, mask, weight.shape[-1], dilation)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, keep: Tensor
+    ) -> Tensor:
+        rows = blocks.rows_of(x, keep, weight.shape[-1], dilation)
         ctx.dilation, ctx.rows = dilation, rows if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(x, weight, mask)
         return _product(rows, weight, bias, x)
@@ -75,14 +79,15 @@ class _Small(torch.autograd.Function):
         else:
             grad_x = _grad_input(grad_y, weight, mask, dilation) if needs_x else None
             grad_weight = _grad_weight(ctx.rows, grad_y, weight) if needs_weight else None
-        return grad_x, grad_weight, grad_y.sum((0, 2, 3)) if needs_bias else None, None, None
+        return grad_x, grad_weight, grad_y.sum((0, 2, 3)) if needs_bias else None, None, None, None
 
 
 def _grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> Tensor:
     out_channels, in_channels, size, _ = weight.shape
     if in_channels < min(blocks.FEWEST_CHANNELS, out_channels):
         return blocks.grad_input(grad_y, weight, mask, dilation)
-    rows = blocks.rows_of(grad_y, mirrored(mask, size, dilation), size, dilation)
+    keep = kept_bits(mirrored(mask, size, dilation), size, grad_y.element_size(), out_channels)
+    rows = blocks.rows_of(grad_y, keep, size, dilation)
     return _product(rows, weight.transpose(0, 1).flip(2, 3), None, grad_y)
 
 
