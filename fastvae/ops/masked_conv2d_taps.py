@@ -86,8 +86,8 @@ def _equal(values: Tensor, others: Tensor) -> bool:
         return torch.equal(values, others)
     if values.shape != others.shape or values.dtype != others.dtype:
         return False
-    words = (t.view(-1).view(torch.int64).numpy() for t in (values, others))
-    return np.array_equal(*words)
+    mine, theirs = (t.view(-1).view(torch.int64).numpy() for t in (values, others))
+    return np.array_equal(mine, theirs)
 
 
 def _is_simple(values: Tensor) -> bool:

@@ -117,6 +117,7 @@ def test_errors_come_after_good_calls_too(name: str, monkeypatch: pytest.MonkeyP
         operator()
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor", "ignore:`torch.jit.trace", "ignore:`torch.jit")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_what_looks_on_is_noticed_after_plain_calls(name: str) -> None:
     operator = OPERATORS[name]
