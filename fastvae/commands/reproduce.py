@@ -101,9 +101,10 @@ def _config(args: argparse.Namespace, recipe: Recipe, plan: Plan) -> dict[str, A
 
     data = fastvae.data.load(args.data)
     # binary files stay as they are; the protocol of the published figure cannot be had from them
-    binarize = "none" if data.num_levels == 2 else "sample"
+    binarize = "none" if data.num_levels == 2 else plan.train.get("binarize", "sample")
     train = plan.train | {"data": absolute(args.data), "binarize": binarize, "seed": args.seed}
     with_defaults(train)
+    binarization = "fixed" if data.num_levels == 2 else {"none": "grey levels"}.get(binarize, binarize)
     return {
         "recipe": recipe.name,
         "choices": plan.choices,
@@ -112,7 +113,7 @@ def _config(args: argparse.Namespace, recipe: Recipe, plan: Plan) -> dict[str, A
         "evaluate": plan.evaluate | {"seed": args.seed},
         "paper": recipe.paper,
         "published": plan.published,
-        "differs": _differs(recipe, data.event_shape, args.data, "fixed" if binarize == "none" else "sample"),
+        "differs": _differs(recipe, data.event_shape, args.data, binarization),
     }
 
 
