@@ -132,8 +132,12 @@ def _cells(row: Row) -> list[str]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Ready for JSON."""
-    return asdict(report)
+    """Ready for JSON, which has no nan."""
+    made = asdict(report)
+    for row in made["rows"]:
+        for name in ("seed_error", "difference_seed_error"):
+            row[name] = row[name] if len(report.seeds) > 1 else None
+    return made
 
 
 def draw(report: Report) -> Figure:
