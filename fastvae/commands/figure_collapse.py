@@ -164,7 +164,7 @@ def draw(report: Report) -> Figure:
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     figure.suptitle(
         f"Posterior collapse in a PixelVAE: binarised digits, {LATENT_SIZE} dimensions of z, {report.epochs} epochs; "
-        f"dots: {len(report.seeds)} seeds, line: their mean",
+        f"dots: seeds {report.seeds[0]} to {report.seeds[-1]}, line: their mean",
         fontsize=11,
     )
     left, middle, right = figure.subplots(1, 3)
@@ -182,7 +182,7 @@ def draw(report: Report) -> Figure:
                 places = [depths.index(row.depth) + shift] * len(values)
                 panel.plot(places, values, "o", color=color, markersize=3.5, alpha=0.5, markeredgewidth=0.0)
     middle.axhline(FREE_BITS, color=_GREY, linestyle=":", linewidth=1)
-    middle.text(len(depths) - 0.6, FREE_BITS, "free", color=_GREY, fontsize=7.5, va="bottom", ha="right")
+    middle.text(0.5, FREE_BITS, "free below", color=_GREY, fontsize=7.5, va="bottom", ha="center")
     for panel, title in ((left, "KL(q(z|x) || r(z))"), (middle, "KL of each dimension"), (right, "ELBO")):
         panel.set_title(f"{title}, nats per test image", fontsize=9.5)
         panel.set_xticks(range(len(depths)), [str(depth) for depth in depths])
