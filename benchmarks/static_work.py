@@ -79,7 +79,7 @@ def _taps(m: Mapping[str, Any]) -> tuple[int, int]:
     """Live taps of the layer that is assumed, and how many pixels further than one they reach in raster order."""
     if "KERNEL_SIZE" in m:
         return m["KERNEL_SIZE"] ** 2, (m["KERNEL_SIZE"] - 1) * (WIDTH + 1)
-    return (FLAT_TAPS, 3 * (WIDTH + 2)) if m["FLAT"] else (TAPS, WIDTH + 2)
+    return (FLAT_TAPS, 3 * (WIDTH + 2)) if m["C_IN"] < 16 else (TAPS, WIDTH + 2)  # first layers, and all others
 
 
 def _near(c: Compiled) -> bool:

@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 
 from .locally_masked_conv2d_config import choose_config, is_flat
-from .masked_conv2d_launch import meta_of, nhwc, precision_of
+from .masked_conv2d_grad_weight import share_of, tiles_of
+from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
 from .masked_conv2d_places import FAR, divisors_of, places, within
 
 __all__ = ["conv_kernel", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
@@ -222,17 +223,15 @@ def grad_weight(
     if num_pixels == 0:
         return x.new_zeros(out_channels, in_channels, kernel_size, kernel_size)
     x, grad_y = nhwc(x), nhwc(grad_y)
-    flat = is_flat(in_channels)
-    columns = taps * in_channels if flat else in_channels
-    config = choose_config("grad_weight", x.dtype, out_channels, columns, num_pixels, flat=flat)
-    tiles_m = triton.cdiv(out_channels, config.block_m)
-    tiles_n = triton.cdiv(columns, config.block_n) * (1 if flat else taps)
-    # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
-    shares = max(1, min(512 // (tiles_m * tiles_n), triton.cdiv(num_pixels, 8 * config.block_k)))
-    pixels_per_share = triton.cdiv(triton.cdiv(num_pixels, shares), config.block_k) * config.block_k
+    few = is_flat(in_channels)
+    config = choose_config(
+        "grad_weight", arch_of(x), x.dtype, out_channels, in_channels, num_pixels, flat=few, taps=taps
+    )
+    tiles, flat = tiles_of(config.block_m, config.block_n, out_channels, in_channels, taps)
+    pixels_per_share = share_of(num_pixels, tiles[0] * tiles[1], config.block_k, max(in_channels, out_channels))
     shares = triton.cdiv(num_pixels, pixels_per_share)
     partial = torch.empty(shares, out_channels, taps, in_channels, dtype=torch.float32, device=x.device)
-    grad_weight_kernel[(tiles_m, tiles_n, shares)](
+    grad_weight_kernel[(*tiles, shares)](
         x_ptr=x,
         grad_y_ptr=grad_y,
         mask_ptr=mask.contiguous(),
@@ -273,7 +272,7 @@ def _convolve(
         return y
     flat = is_flat(in_channels)
     reduced = taps * in_channels if flat else in_channels
-    config = choose_config("conv", x.dtype, num_pixels, out_channels, reduced, flat=flat)
+    config = choose_config("conv", arch_of(x), x.dtype, num_pixels, out_channels, reduced, flat=flat)
     conv_kernel[(triton.cdiv(num_pixels, config.block_m), triton.cdiv(out_channels, config.block_n))](
         x_ptr=nhwc(x),
         weight_ptr=packed.contiguous(),

@@ -69,10 +69,10 @@ def conv_kernel(
             tap = k // C_IN
             channel = k % C_IN
             dy = DIRECTION * DILATION * (tap // COLUMNS - ABOVE)  # [K]
-            dy = tl.where(tap < num_taps, dy, FAR)
             dx = DIRECTION * DILATION * (tap % COLUMNS - BEFORE)
-            inside = within(row[:, None] + dy[None, :], col[:, None] + dx[None, :], height, width)
             offset = (dy * width + dx) * C_IN + channel
+            dy = tl.where(tap < num_taps, dy, FAR)
+            inside = within(row[:, None] + dy[None, :], col[:, None] + dx[None, :], height, width)
             x = tl.load(x_rows[:, None] + offset[None, :], mask=inside, other=0.0)  # [M, K]
             is_weight = (out < C_OUT)[:, None] & (tap < num_taps)[None, :]
             step = tap * (C_OUT * C_IN) + channel

@@ -8,7 +8,7 @@ from .masked_conv2d_config import choose_config, is_flat
 from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
 from .masked_conv2d_places import FAR, divisors_of, places, within
 
-__all__ = ["grad_weight", "grad_weight_kernel"]
+__all__ = ["grad_weight", "grad_weight_kernel", "share_of", "tiles_of"]
 
 
 @triton.jit
@@ -92,6 +92,25 @@ def grad_weight_kernel(
     tl.store(partial_ptr + rows[:, None] + column[None, :], acc, mask=is_output)
 
 
+def tiles_of(
+    block_m: int, block_n: int, out_channels: int, in_channels: int, taps: int
+) -> tuple[tuple[int, int], bool]:
+    """Tiles of channels out and of (tap, channel in), and whether one of these covers several taps."""
+    flat = block_n > in_channels
+    tiles_n = triton.cdiv(taps * in_channels, block_n) if flat else taps * triton.cdiv(in_channels, block_n)
+    return (triton.cdiv(out_channels, block_m), tiles_n), flat
+
+
+def share_of(num_pixels: int, tiles: int, block_k: int, channels: int) -> int:
+    """Pixels that one program sums over.
+
+    They make enough programs for any card, and depend on the problem alone: sums are the same on every card. Within a
+    share, offsets have 32 bits.
+    """
+    shares = max(1, min(512 // tiles, triton.cdiv(num_pixels, 8 * block_k)), triton.cdiv(num_pixels * channels, 1 << 30))
+    return triton.cdiv(triton.cdiv(num_pixels, shares), block_k) * block_k
+
+
 def grad_weight(
     x: torch.Tensor,
     grad_y: torch.Tensor,
@@ -107,16 +126,15 @@ def grad_weight(
     if num_pixels == 0 or live == 0:
         return result
     x, grad_y = nhwc(x), nhwc(grad_y)
-    config = choose_grad_weight(arch_of(x), x.dtype, out_channels, in_channels, live, num_pixels)
-    flat = config.block_n > in_channels
-    tiles_m = triton.cdiv(out_channels, config.block_m)
-    tiles_n = triton.cdiv(live * in_channels, config.block_n) if flat else live * triton.cdiv(in_channels, config.block_n)
-    # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
-    shares = max(1, min(512 // (tiles_m * tiles_n), triton.cdiv(num_pixels, 8 * config.block_k)))
-    pixels_per_share = triton.cdiv(triton.cdiv(num_pixels, shares), config.block_k) * config.block_k
+    few = is_flat(in_channels)
+    config = choose_config(
+        "grad_weight", arch_of(x), x.dtype, out_channels, in_channels, num_pixels, flat=few, taps=live
+    )
+    tiles, flat = tiles_of(config.block_m, config.block_n, out_channels, in_channels, live)
+    pixels_per_share = share_of(num_pixels, tiles[0] * tiles[1], config.block_k, max(in_channels, out_channels))
     shares = triton.cdiv(num_pixels, pixels_per_share)
     partial = torch.empty(shares, out_channels, live, in_channels, dtype=torch.float32, device=x.device)
-    grad_weight_kernel[(tiles_m, tiles_n, shares)](
+    grad_weight_kernel[(*tiles, shares)](
         x_ptr=x,
         grad_y_ptr=grad_y,
         partial_ptr=partial,
