@@ -33,25 +33,31 @@ FLAT = 0  # the bucket of layers with so few input channels that one block spans
 # (op, architecture or None for all others, element type, bucket of the channels that block_n covers)
 TABLE: dict[tuple[Op, int | None, torch.dtype, int], Config] = {
     ("conv", None, torch.float32, FLAT): Config(64, 64, 16),
-    ("conv", None, torch.float32, 16): Config(64, 16, 32),
-    ("conv", None, torch.float32, 32): Config(64, 32, 32),
+    ("conv", None, torch.float32, 16): Config(128, 16, 32, num_stages=2),
+    ("conv", None, torch.float32, 32): Config(128, 32, 32, num_stages=2),
     ("conv", None, torch.float32, 64): Config(64, 64, 32),
-    ("grad_weight", None, torch.float32, FLAT): Config(64, 32, 32),
-    ("grad_weight", None, torch.float32, 16): Config(64, 16, 32),
-    ("grad_weight", None, torch.float32, 32): Config(64, 32, 32),
+    ("grad_weight", None, torch.float32, FLAT): Config(64, 64, 32, num_stages=2),
+    ("grad_weight", None, torch.float32, 16): Config(64, 64, 32, num_stages=2),
+    ("grad_weight", None, torch.float32, 32): Config(32, 128, 32, num_stages=2),
     ("grad_weight", None, torch.float32, 64): Config(64, 64, 32),
 }
 for _half in (torch.float16, torch.bfloat16):
     TABLE |= {
         ("conv", None, _half, FLAT): Config(64, 64, 16),
-        ("conv", None, _half, 16): Config(128, 16, 64),
-        ("conv", None, _half, 32): Config(128, 32, 64),
-        ("conv", None, _half, 64): Config(128, 64, 64),
-        ("grad_weight", None, _half, FLAT): Config(64, 32, 32),
-        ("grad_weight", None, _half, 16): Config(64, 16, 64),
-        ("grad_weight", None, _half, 32): Config(64, 32, 64),
-        ("grad_weight", None, _half, 64): Config(64, 64, 64),
+        ("conv", None, _half, 16): Config(128, 16, 64, num_stages=2),
+        ("conv", None, _half, 32): Config(256, 32, 32, num_stages=2),
+        ("conv", None, _half, 64): Config(128, 64, 32),
+        ("grad_weight", None, _half, FLAT): Config(64, 64, 32),
+        ("grad_weight", None, _half, 16): Config(64, 64, 64, num_stages=2),
+        ("grad_weight", None, _half, 32): Config(32, 128, 64, num_stages=2),
+        ("grad_weight", None, _half, 64): Config(64, 128, 64, num_stages=2),
+        ("conv", 90, _half, 64): Config(128, 128, 32),
+        ("conv", 100, _half, 64): Config(256, 64, 32, num_stages=2),
+        ("grad_weight", 100, _half, 64): Config(64, 128, 32),
     }
+for _arch in (90, 100):
+    TABLE["conv", _arch, torch.float32, 64] = Config(128, 64, 16)
+    TABLE["grad_weight", _arch, torch.float32, 64] = Config(64, 128, 32, num_stages=2)
 
 
 def is_flat(in_channels: int) -> bool:
