@@ -107,7 +107,9 @@ def share_of(num_pixels: int, tiles: int, block_k: int, channels: int) -> int:
     They make enough programs for any card, and depend on the problem alone: sums are the same on every card. Within a
     share, offsets have 32 bits.
     """
-    shares = max(1, min(512 // tiles, triton.cdiv(num_pixels, 8 * block_k)), triton.cdiv(num_pixels * channels, 1 << 30))
+    shares = max(
+        1, min(512 // tiles, triton.cdiv(num_pixels, 8 * block_k)), triton.cdiv(num_pixels * channels, 1 << 30)
+    )
     return triton.cdiv(triton.cdiv(num_pixels, shares), block_k) * block_k
 
 

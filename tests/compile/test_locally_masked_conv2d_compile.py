@@ -71,7 +71,9 @@ def compile_row(
 
 
 @pytest.mark.parametrize(
-    ("op", "row_arch", "dtype", "bucket", "precision", "arch"), ROWS, ids=lambda value: str(value).removeprefix("torch.")
+    ("op", "row_arch", "dtype", "bucket", "precision", "arch"),
+    ROWS,
+    ids=lambda value: str(value).removeprefix("torch."),
 )
 def test_a_row_fits(
     cross_compile: Callable, op: str, row_arch: int | None, dtype: torch.dtype, bucket: int, precision: str, arch: int
