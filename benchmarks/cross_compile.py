@@ -5,7 +5,8 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,11 @@ class Compiled:
 
     def instructions(self) -> Counter[str]:
         """How often each instruction stands in the machine code, by its name up to the first dot."""
-        return Counter(name for _, name, _ in self._listing())
+        return Counter(name for _, name, _ in self._listing)
 
     def loop_instructions(self) -> int:
         """Instructions in the innermost loop around a product on tensor cores, 0 without one."""
-        listing = self._listing()
+        listing = self._listing
         places = {address: place for place, (address, _, _) in enumerate(listing)}
         bodies = [
             listing[places[int(target, 16)] : place + 1]
@@ -57,6 +58,7 @@ class Compiled:
         ]
         return min((len(body) for body in bodies if any("MMA" in name for _, name, _ in body)), default=0)
 
+    @cached_property
     def _listing(self) -> list[tuple[int, str, str]]:
         """Address, name up to the first dot and operands of each instruction of the machine code."""
         line = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)(.*);", re.MULTILINE)
@@ -110,6 +112,8 @@ def compile_for(
         ptx=compiled.asm["ptx"],
         cubin=compiled.asm["cubin"],
     )
+    if local and not {"LDL", "STL"} & set(result.instructions()):
+        result = replace(result, spills=0)  # of what is reserved nothing is used
     for observe in OBSERVERS:
         observe(result)
     return result

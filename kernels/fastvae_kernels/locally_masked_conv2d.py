@@ -7,7 +7,7 @@ import triton.language as tl
 from .locally_masked_conv2d_config import choose_config, is_flat
 from .masked_conv2d_grad_weight import share_of, tiles_of
 from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
-from .masked_conv2d_places import FAR, divisors_of, places, within
+from .masked_conv2d_places import FAR, divisors_of, origin, places, within
 
 __all__ = ["conv_kernel", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
 
@@ -36,7 +36,8 @@ def conv_kernel(
     num_pixels,  # P = N * H * W
     height,
     width,
-    area_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    origin_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    area_factor,
     area_shift,
     width_factor,
     width_shift,
@@ -54,8 +55,8 @@ def conv_kernel(
 ):
     first = tl.program_id(0).to(tl.int64) * BLOCK_M  # 64-bit before the strides
     pixel = tl.arange(0, BLOCK_M)  # from the first
-    in_image = (first % (height * width)).to(tl.int32) + pixel
-    _, row, col = places(in_image, height, width, area_factor, area_shift, width_factor, width_shift)
+    in_image = origin(first, height, width, origin_factor)[1]
+    row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)[1:]
     is_pixel = pixel < num_pixels - first
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     lane = tl.arange(0, BLOCK_K)
@@ -86,28 +87,27 @@ def conv_kernel(
         BLOCKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
         seen = tl.reduce(bits, 0, _either)  # taps that any pixel of the tile may see: the others cost nothing
         count = tl.sum((seen >> tl.arange(0, 64).to(tl.int64)) & 1, 0).to(tl.int32)
-        rest = seen
         # words of 8 bytes, because asynchronous copies of 16 pass the first-level cache by: all taps of a block of
         # channels, one after the other, read nearly the same pixels
         WORD: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth
-        for step in range(0, count * BLOCKS):
-            tap = _lowest_bit(rest)
-            channel = (step // count) * BLOCK_K + lane
-            dy = DILATION * (tap // KERNEL_SIZE - REACH)
-            dx = DILATION * (tap % KERNEL_SIZE - REACH)
-            inside = within(row + dy, col + dx, height, width)
-            live = (inside & ((bits & (rest & -rest)) != 0))[:, None]  # halo and order are the mask of the load
-            is_weight = (out < C_OUT)[:, None]
-            if C_IN % BLOCK_K != 0:
-                live = live & (channel < C_IN)[None, :]
-                is_weight = is_weight & (channel < C_IN)[None, :]
-            here = x_rows[:, None] + ((dy * width + dx) * C_IN + channel)[None, :]
-            x = tl.load(tl.max_contiguous(here, [1, WORD]), mask=live, other=0.0)  # [M, K]
-            w = tl.load(w_rows[:, None] + (tap * (C_OUT * C_IN) + channel)[None, :], mask=is_weight, other=0.0)
-            acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
-            rest = rest & (rest - 1)
-            if BLOCKS > 1:
-                rest = tl.where(rest == 0, seen, rest)
+        for block in range(0, BLOCKS):
+            channel = block * BLOCK_K + lane
+            rest = seen
+            for _ in range(0, count):
+                tap = _lowest_bit(rest)
+                dy = DILATION * (tap // KERNEL_SIZE - REACH)
+                dx = DILATION * (tap % KERNEL_SIZE - REACH)
+                inside = within(row + dy, col + dx, height, width)
+                live = (inside & ((bits & (rest & -rest)) != 0))[:, None]  # halo and order are the mask of the load
+                is_weight = (out < C_OUT)[:, None]
+                if C_IN % BLOCK_K != 0:
+                    live = live & (channel < C_IN)[None, :]
+                    is_weight = is_weight & (channel < C_IN)[None, :]
+                here = x_rows[:, None] + ((dy * width + dx) * C_IN + channel)[None, :]
+                x = tl.load(tl.max_contiguous(here, [1, WORD]), mask=live, other=0.0)  # [M, K]
+                w = tl.load(w_rows[:, None] + (tap * (C_OUT * C_IN) + channel)[None, :], mask=is_weight, other=0.0)
+                acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+                rest = rest & (rest - 1)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + out, mask=out < C_OUT, other=0.0)
         acc += bias.to(tl.float32)[None, :]
@@ -128,7 +128,8 @@ def grad_weight_kernel(
     height,
     width,
     pixels_per_share,  # a multiple of BLOCK_K
-    area_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    origin_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    area_factor,
     area_shift,
     width_factor,
     width_shift,
@@ -168,14 +169,14 @@ def grad_weight_kernel(
     WORD: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth  # as in the convolution
     share = tl.program_id(2).to(tl.int64)
     first = share * pixels_per_share  # 64-bit before the strides
-    in_image = (first % (height * width)).to(tl.int32)
+    in_image = origin(first, height, width, origin_factor)[1]
     rest = tl.minimum(num_pixels - first, pixels_per_share).to(tl.int32)
     x_share = x_ptr + first * C_IN
     grad_y_share = grad_y_ptr + first * C_OUT
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, pixels_per_share, BLOCK_K):
         pixel = start + tl.arange(0, BLOCK_K)  # of the share [K]
-        _, row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)
+        row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)[1:]
         is_pixel = pixel < rest
         words = mask_ptr + (first + pixel if MASK_PER_IMAGE else row * width + col)
         bits = tl.load(words, mask=is_pixel, other=0)

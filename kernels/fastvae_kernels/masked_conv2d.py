@@ -10,7 +10,7 @@ import triton.language as tl
 from .masked_conv2d_config import Op, choose_config, is_flat
 from .masked_conv2d_grad_weight import grad_weight, grad_weight_kernel
 from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
-from .masked_conv2d_places import FAR, divisors_of, places, within
+from .masked_conv2d_places import FAR, divisors_of, origin, places, within
 
 __all__ = ["conv_kernel", "convolve", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
 
@@ -30,7 +30,8 @@ def conv_kernel(
     height,
     width,
     num_taps,  # T
-    area_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    origin_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    area_factor,
     area_shift,
     width_factor,
     width_shift,
@@ -53,8 +54,8 @@ def conv_kernel(
 ):
     first = tl.program_id(0).to(tl.int64) * BLOCK_M  # 64-bit before the strides
     pixel = tl.arange(0, BLOCK_M)  # from the first
-    in_image = (first % (height * width)).to(tl.int32) + pixel
-    image, row, col = places(in_image, height, width, area_factor, area_shift, width_factor, width_shift)
+    first_image, in_image = origin(first, height, width, origin_factor)
+    image, row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)
     is_pixel = pixel < num_pixels - first
     row = tl.where(is_pixel, row, FAR)
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -108,7 +109,7 @@ def conv_kernel(
         channel = tl.program_id(1) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         is_output = is_pixel[:, None] & (channel < HALF)[None, :]
         if condition_ptr is not None:
-            start = first if CONDITION_IS_MAP else first // (height * width)
+            start = first if CONDITION_IS_MAP else first_image
             place = pixel if CONDITION_IS_MAP else image
             condition = condition_ptr + start * C_OUT + place[:, None] * C_OUT + channel[None, :]
             f += tl.load(condition, mask=is_output, other=0.0).to(tl.float32)

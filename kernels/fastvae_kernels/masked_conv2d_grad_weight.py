@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .masked_conv2d_config import choose_config, is_flat
 from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
-from .masked_conv2d_places import FAR, divisors_of, places, within
+from .masked_conv2d_places import FAR, divisors_of, origin, places, within
 
 __all__ = ["grad_weight", "grad_weight_kernel", "share_of", "tiles_of"]
 
@@ -23,7 +23,8 @@ def grad_weight_kernel(
     width,
     num_taps,
     pixels_per_share,  # a multiple of BLOCK_K
-    area_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    origin_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    area_factor,
     area_shift,
     width_factor,
     width_shift,
@@ -64,14 +65,14 @@ def grad_weight_kernel(
     WORD: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth
     share = tl.program_id(2).to(tl.int64)
     first = share * pixels_per_share  # 64-bit before the strides
-    in_image = (first % (height * width)).to(tl.int32)
+    in_image = origin(first, height, width, origin_factor)[1]
     rest = tl.minimum(num_pixels - first, pixels_per_share).to(tl.int32)
     x_share = x_ptr + first * C_IN
     grad_y_share = grad_y_ptr + first * C_OUT
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, pixels_per_share, BLOCK_K):
         pixel = start + tl.arange(0, BLOCK_K)  # of the share [K]
-        _, row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)
+        row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)[1:]
         is_pixel = pixel < rest
         row = tl.where(is_pixel, row, FAR)
         g_live = is_pixel[:, None] & (out < C_OUT)[None, :]

@@ -1,9 +1,12 @@
-"""Rows and columns of pixels in raster order: dividing by sizes known at run time costs dozens of instructions."""
+"""Images, rows and columns of pixels in raster order, by multiplication.
+
+Dividing by sizes that are known at run time costs dozens of instructions, and a call for 64 bits.
+"""
 
 import triton
 import triton.language as tl
 
-__all__ = ["FAR", "divisors_of", "places", "within"]
+__all__ = ["FAR", "divisors_of", "origin", "places", "within"]
 
 FAR = tl.constexpr(1 << 29)  # a row or an offset to a row that is in no image
 
@@ -12,6 +15,7 @@ def divisors_of(height: int, width: int) -> dict[str, int]:
     """What the kernels divide by: arguments of their launches."""
     (area_factor, area_shift), (width_factor, width_shift) = _divisor(height * width), _divisor(width)
     return {
+        "origin_factor": min(-(-(1 << 63) // (height * width)), (1 << 63) - 1),
         "area_factor": area_factor,
         "area_shift": area_shift,
         "width_factor": width_factor,
@@ -26,6 +30,16 @@ def _divisor(size: int) -> tuple[int, int]:
     """
     shift = (size - 1).bit_length()
     return -(-(1 << (31 + shift)) // size), shift
+
+
+@triton.jit
+def origin(first, height, width, origin_factor):
+    """Image of a pixel ``first``, int64, and the pixel counted from the first of that image, int32.
+
+    Of images of one pixel the image may be that before; :func:`places` counts on from any.
+    """
+    image = tl.umulhi((first * 2).to(tl.uint64), origin_factor.to(tl.uint64)).to(tl.int64)
+    return image, (first - image * (height * width)).to(tl.int32)
 
 
 @triton.jit

@@ -42,7 +42,7 @@ def compile_row(
 ) -> Any:
     flat, taps, element = is_flat(in_channels), kernel_size**2, f"*{TYPES[dtype]}"
     sizes = dict.fromkeys(("num_pixels", "height", "width", "area_shift", "width_shift"), "i32")
-    sizes |= dict.fromkeys(("area_factor", "width_factor"), "i64")
+    sizes |= dict.fromkeys(("origin_factor", "area_factor", "width_factor"), "i64")
     if op == "conv":
         reduced = taps * in_channels if flat else in_channels
         config = choose_config(op, arch, dtype, 1 << 20, out_channels, reduced, flat=flat)

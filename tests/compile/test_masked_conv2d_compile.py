@@ -59,7 +59,7 @@ def compile_row(
         "PRECISION": precision,
     }
     sizes = dict.fromkeys(("num_pixels", "height", "width", "num_taps", "area_shift", "width_shift"), "i32")
-    sizes |= dict.fromkeys(("area_factor", "width_factor"), "i64")
+    sizes |= dict.fromkeys(("origin_factor", "area_factor", "width_factor"), "i64")
     if op in ("conv", "block"):
         reduced = live * in_channels if flat else in_channels
         config = choose_config(op, arch, dtype, num_pixels, out_channels, reduced, flat=flat)

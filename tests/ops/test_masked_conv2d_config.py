@@ -71,3 +71,6 @@ def test_division_by_multiplication_is_exact(n: int, size: int) -> None:
     factor, shift = places.divisors_of(1, size)["width_factor"], places.divisors_of(1, size)["width_shift"]
     assert factor < 2**32
     assert (2 * n * factor >> 32) >> shift == n // size
+    origin = places.divisors_of(1, size)["origin_factor"]
+    assert origin < 2**63
+    assert (2 * n * origin >> 64) in (n // size, n // size - (size == 1))
