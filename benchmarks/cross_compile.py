@@ -5,7 +5,8 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,26 @@ class Compiled:
 
     def instructions(self) -> Counter[str]:
         """How often each instruction stands in the machine code, by its name up to the first dot."""
-        line = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
-        return Counter(line.findall(_dump(self.cubin, "-sass")))
+        return Counter(name for _, name, _ in self._listing)
+
+    def loop_instructions(self) -> int:
+        """Instructions in the innermost loop around a product on tensor cores, 0 without one."""
+        listing = self._listing
+        places = {address: place for place, (address, _, _) in enumerate(listing)}
+        bodies = [
+            listing[places[int(target, 16)] : place + 1]
+            for place, (address, name, rest) in enumerate(listing)
+            for target in re.findall(r"\b0x[0-9a-f]+", rest)
+            if name == "BRA" and int(target, 16) < address and int(target, 16) in places
+        ]
+        return min((len(body) for body in bodies if any("MMA" in name for _, name, _ in body)), default=0)
+
+    @cached_property
+    def _listing(self) -> list[tuple[int, str, str]]:
+        """Address, name up to the first dot and operands of each instruction of the machine code."""
+        line = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)(.*);", re.MULTILINE)
+        found = line.findall(_dump(self.cubin, "-sass"))
+        return [(int(address, 16), name, rest) for address, name, rest in found]
 
 
 def compile_for(
@@ -93,6 +112,8 @@ def compile_for(
         ptx=compiled.asm["ptx"],
         cubin=compiled.asm["cubin"],
     )
+    if local and not {"LDL", "STL"} & set(result.instructions()):
+        result = replace(result, spills=0)  # of what is reserved nothing is used
     for observe in OBSERVERS:
         observe(result)
     return result

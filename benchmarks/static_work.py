@@ -9,6 +9,8 @@ from benchmarks.cross_compile import Compiled
 __all__ = ["Work", "element_bytes", "products_of", "work_of"]
 
 TAPS, FLAT_TAPS = 5, 24  # of the layers that are assumed: 3x3 of type B, 7x7 of type A
+WIDTH = 32  # of the images that are assumed
+LINE = 128  # bytes of a line of a cache
 PIXELS = 4096  # that a program of a weight gradient sums over
 SAMPLES = 4096  # that a program of importance weights walks over
 VALUES = 8  # whose levels a program of a categorical last layer walks over
@@ -24,6 +26,10 @@ class Work:
         cached_bytes: that it loads and stores, from the common cache where others load them too.
         in_flight: bytes that it can wait for at once.
         trips: how often the body of its loop runs, where that body is nearly all of its code.
+        steps: how often the loop around its products runs, where the rest of its code runs once.
+        near_bytes: of what it loads, those that pass the multiprocessor's own cache.
+        repeated_bytes: of those, the ones loaded before by the same program.
+        held_bytes: what the own cache has to hold of this program so that they are found there.
     """
 
     flops: float
@@ -31,6 +37,10 @@ class Work:
     cached_bytes: float
     in_flight: float
     trips: float | None = None
+    steps: float | None = None
+    near_bytes: float = 0.0
+    repeated_bytes: float = 0.0
+    held_bytes: float = 0.0
 
 
 def element_bytes(compiled: Compiled, pointer: str) -> int:
@@ -65,24 +75,72 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def _taps(m: Mapping[str, Any]) -> tuple[int, int]:
+    """Live taps of the layer that is assumed, and how many pixels further than one they reach in raster order."""
+    if "KERNEL_SIZE" in m:
+        return m["KERNEL_SIZE"] ** 2, (m["KERNEL_SIZE"] - 1) * (WIDTH + 1)
+    return (FLAT_TAPS, 3 * (WIDTH + 2)) if m["C_IN"] < 16 else (TAPS, WIDTH + 2)  # first layers, and all others
+
+
+def _near(c: Compiled) -> bool:
+    """Whether pixels pass the multiprocessor's own cache: asynchronous copies of 16 bytes go by, all else does not."""
+    return "cp.async.ca" in c.ptx or "cp.async" not in c.ptx
+
+
 def _convolution(c: Compiled, m: Mapping[str, Any]) -> Work:
+    """A tile of pixels and channels out.
+
+    All taps of a block of channels follow each other and read nearly the same pixels. What passes the own cache comes
+    from the common one once, if there is room for it.
+    """
     size, rows, columns = element_bytes(c, "x_ptr"), m["BLOCK_M"], min(m["BLOCK_N"], m["C_OUT"])
-    taps = m["KERNEL_SIZE"] ** 2 if "KERNEL_SIZE" in m else FLAT_TAPS if m["FLAT"] else TAPS
+    taps, reach = _taps(m)
     depth = taps * m["C_IN"]
     given = sum(m.get(name, True) is not None for name in ("condition_ptr", "residual_ptr", "saved_ptr"))
     results = rows * columns * size * (1 + (given if "ACTIVATION" in m else 0))
     once = rows * m["C_IN"] * size * columns / m["C_OUT"] + results  # others of its pixels share the input
     in_flight = max(1, c.num_stages - 1) * (m["BLOCK_M"] + m["BLOCK_N"]) * m["BLOCK_K"] * size
-    return Work(2 * rows * columns * depth, once, depth * (rows + columns) * size + results, in_flight)
+    loaded, distinct = depth * (rows + columns) * size, min(taps * rows, rows + reach)
+    near = depth * rows * size if _near(c) else 0
+    steps = _ceil(depth, m["BLOCK_K"]) if m["FLAT"] else taps * _ceil(m["C_IN"], m["BLOCK_K"])
+    return Work(
+        flops=2 * rows * columns * depth,
+        bytes=once,
+        cached_bytes=loaded + results,
+        in_flight=in_flight,
+        steps=steps,
+        near_bytes=near,
+        repeated_bytes=near * (1 - distinct / (taps * rows)),
+        held_bytes=_lines(distinct, m["C_IN"], m["BLOCK_K"], size),
+    )
+
+
+def _lines(pixels: int, channels: int, block: int, size: int) -> int:
+    """Bytes that a block of the channels of neighbouring pixels takes in a cache: whole lines, or all channels."""
+    return pixels * min(channels * size, _ceil(block * size, LINE) * LINE)
 
 
 def _weight_gradient(c: Compiled, m: Mapping[str, Any]) -> Work:
+    """A tile of channels out and channels in, of one tap or of several, summed over pixels in raster order.
+
+    Taps of one tile read nearly the same pixels, as in a convolution.
+    """
     size, rows, columns = element_bytes(c, "x_ptr"), m["BLOCK_M"], m["BLOCK_N"]
-    taps = m["KERNEL_SIZE"] ** 2 if "KERNEL_SIZE" in m else FLAT_TAPS if m["FLAT"] else TAPS
+    taps, reach = _taps(m)
+    spanned = max(1.0, min(taps, columns / m["C_IN"]))
     loaded, partial = PIXELS * (rows + columns) * size, 4 * rows * columns
-    once = PIXELS * (min(rows, m["C_OUT"]) + min(columns, m["C_IN"])) * size / taps  # all taps read the same pixels
-    in_flight = max(1, c.num_stages - 1) * (rows + columns) * m["BLOCK_K"] * size
-    return Work(2 * rows * columns * PIXELS, once + partial, loaded + partial, in_flight)
+    once = PIXELS * (min(rows, m["C_OUT"]) + min(columns, m["C_IN"])) * size  # all taps read the same pixels
+    near = PIXELS * columns * size if _near(c) else 0
+    return Work(
+        flops=2 * rows * columns * PIXELS,
+        bytes=once * spanned / taps + partial,
+        cached_bytes=loaded + partial,
+        in_flight=max(1, c.num_stages - 1) * (rows + columns) * m["BLOCK_K"] * size,
+        steps=PIXELS / m["BLOCK_K"],
+        near_bytes=near,
+        repeated_bytes=near * (1 - 1 / spanned),
+        held_bytes=_lines(m["BLOCK_K"] + reach, m["C_IN"], min(columns, m["C_IN"]), size),
+    )
 
 
 def _epilogue(c: Compiled, m: Mapping[str, Any]) -> Work:

@@ -8,7 +8,7 @@ import pytest
 import triton
 
 from benchmarks.cross_compile import Compiled
-from benchmarks.static_report import predict, resident_programs
+from benchmarks.static_report import own_cache, predict, resident_programs
 from benchmarks.static_work import Work, work_of
 
 
@@ -72,3 +72,15 @@ def test_the_slowest_ceiling_binds() -> None:
     # a body of 1000 instructions, twice, in 128 threads at 128 in a cycle
     body = Work(flops=0, bytes=1, cached_bytes=1, in_flight=1e6, trips=2)
     assert predict(compiled(), body, {"FFMA": 1000}).cycles == pytest.approx(2000)
+
+
+def test_what_a_program_loads_again_comes_from_the_own_cache_if_there_is_room() -> None:
+    # eight programs leave 256 KiB, or 28 where Triton asks for all the shared memory there is
+    assert own_cache(compiled()) == (256 - 8) << 10
+    assert own_cache(compiled(shared=50_000)) == 28 << 10
+    work = Work(flops=0, bytes=1, cached_bytes=1e6, in_flight=1e9, near_bytes=1e5, repeated_bytes=9e5, held_bytes=20e3)
+    assert predict(compiled(), work, {}).cycles == pytest.approx(1e5 / (5120 / 132))
+    crowded = predict(compiled(), Work(**vars(work) | {"held_bytes": 40e3}), {})
+    assert crowded.cycles == pytest.approx(1e6 / (5120 / 132))
+    # a copy reads one memory and writes the same
+    assert predict(compiled(), Work(**vars(work) | {"near_bytes": 1e6}), {}).bound_by == "own cache"
