@@ -44,7 +44,11 @@ class Compiled:
     def instructions(self) -> Counter[str]:
         """How often each instruction stands in the machine code, by its name up to the first dot."""
         line = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
-        return Counter(line.findall(_dump(self.cubin, "-sass")))
+        return Counter(line.findall(self.machine_code()))
+
+    def machine_code(self) -> str:
+        """What cuobjdump prints of it."""
+        return _dump(self.cubin, "-sass")
 
 
 def compile_for(

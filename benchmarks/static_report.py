@@ -11,10 +11,11 @@ one that all multiprocessors share, and no latency but that of memory.
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.cross_compile import OBSERVERS, Compiled
+from benchmarks.static_code import executed
 from benchmarks.static_work import Work, products_of, work_of
 
 __all__ = ["Prediction", "main", "predict", "resident_programs"]
@@ -60,6 +61,7 @@ class Prediction:
     cycles: float
     limit: float
     bound_by: str
+    needs: Mapping[str, float]  # cycles by what they are spent on
 
     @property
     def of_limit(self) -> float:
@@ -74,8 +76,8 @@ def resident_programs(compiled: Compiled) -> int:
     return max(1, min(64 // warps, card.registers // (per_warp * warps), shared, 32))
 
 
-def predict(compiled: Compiled, work: Work, instructions: dict[str, int]) -> Prediction:
-    """The slowest of what a multiprocessor has to do."""
+def predict(compiled: Compiled, work: Work, instructions: Mapping[str, float]) -> Prediction:
+    """The slowest of what a multiprocessor has to do; ``instructions`` as often as a thread runs each of them."""
     card = CARDS[compiled.arch]
     kind = products_of(compiled)
     rate = card.flops[kind]
@@ -85,16 +87,18 @@ def predict(compiled: Compiled, work: Work, instructions: dict[str, int]) -> Pre
     in_flight = resident_programs(compiled) * work.in_flight
     threads = 32 * compiled.num_warps
     needs = {
-        "products": work.flops / reached,
+        "products": (work.padded or work.flops) / reached,
         "memory": work.bytes / card.memory_bytes,
         "common cache": work.cached_bytes / card.cache_bytes,
         "latency": work.cached_bytes * LATENCY / in_flight,
     }
-    if work.trips is not None:  # the body of its loop is nearly all of its code
-        needs["instructions"] = sum(instructions.values()) * threads * work.trips / ISSUED
-        needs["special functions"] = instructions.get("MUFU", 0) * threads * work.trips / SPECIAL
+    if work.trips is not None:
+        needs["instructions"] = sum(instructions.values()) * threads / ISSUED
+        needs["special functions"] = instructions.get("MUFU", 0) * threads / SPECIAL
+    if work.waits:
+        needs["products and instructions"] = (needs["products"] + needs["instructions"]) / resident_programs(compiled)
     bound_by = max(needs, key=lambda name: needs[name])
-    return Prediction(needs[bound_by], max(work.flops / rate, work.bytes / card.memory_bytes), bound_by)
+    return Prediction(needs[bound_by], max(work.flops / rate, work.bytes / card.memory_bytes), bound_by, needs)
 
 
 def _row(compiled: Compiled) -> list[str]:
@@ -115,7 +119,8 @@ def _row(compiled: Compiled) -> list[str]:
     ]
     if work is None:
         return [*cells, "", "", "", "serial"]
-    predicted = predict(compiled, work, found)
+    trips = () if work.trips is None else (work.trips, *work.inner_trips)
+    predicted = predict(compiled, work, executed(compiled.machine_code(), trips))
     seconds = predicted.cycles / CYCLES_PER_SECOND[compiled.arch]
     figures = [f"{work.flops / 1e3:.3g}", f"{work.bytes / 1e3:.3g}", f"{seconds * 1e6:.2g} us"]
     return [*cells, *figures, f"{predicted.of_limit:.2f} ({predicted.bound_by})"]

@@ -4,7 +4,20 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["add_to_logsumexp", "loadable", "log1mexp", "log1p_above", "log1p_below", "softplus"]
+__all__ = [
+    "LOG_2_E",
+    "add_to_logsumexp",
+    "exp",
+    "join_log1p",
+    "loadable",
+    "log1mexp",
+    "log1p_above",
+    "log1p_below",
+    "log1p_joined",
+    "softplus",
+]
+
+LOG_2_E = tl.constexpr(1.4426950408889634)
 
 
 # log(1 + y) as y + y^2 q(y), q the polynomial with the least relative error: within one unit in the last place, down to
@@ -38,8 +51,27 @@ def log1p_below(y):
 
 
 @triton.jit
+def exp(t):
+    """exp(t) as one instruction behind a product: ``tl.exp`` takes three more for what is below 2^-126, here 0."""
+    return tl.exp2(t * LOG_2_E)
+
+
+@triton.jit
 def softplus(t):
-    return tl.maximum(t, 0.0) + log1p_above(tl.exp(-tl.abs(t)))
+    return tl.maximum(t, 0.0) + log1p_above(exp(-tl.abs(t)))
+
+
+@triton.jit
+def join_log1p(a, b):
+    """log(1 + join_log1p(a, b)) = log(1 + a) + log(1 + b): two instructions where a polynomial has ten, and no digit
+    of a small number is lost as it were in the product of 1 + a and 1 + b. Up to 126 numbers of at most 1 fit."""
+    return a * b + (a + b)
+
+
+@triton.jit
+def log1p_joined(y):
+    """log(1 + y) for what ``join_log1p`` made, 0 <= y < 2^127."""
+    return tl.where(y <= 1.0, log1p_above(y), tl.log(1.0 + y))
 
 
 @triton.jit

@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import loadable
-from .linear_tile import Config, config, meta_of, outputs_tile
+from .likelihood_terms import exp, loadable
+from .linear_tile import Config, config, forward_config, keep_rows, meta_of, num_tiles, outputs_tile, rows_of
 
 __all__ = ["gaussian_config", "linear_gaussian_forward", "linear_gaussian_grad_params"]
 
@@ -16,16 +16,52 @@ _LEAST_LOG_SCALE = -80.0  # below, 1 / s would be infinite and a value that is m
 
 
 @triton.jit
+def _affine(
+    kept_0,
+    kept_1,
+    kept_2,
+    h_ptr,
+    weight_ptr,
+    bias_ptr,
+    rows,
+    is_row,
+    outs,
+    is_out,
+    INNER: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A tile of outputs without their bias, and the bias."""
+    acc = outputs_tile(
+        kept_0, kept_1, kept_2, h_ptr, weight_ptr, rows, is_row, outs, is_out,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
+    )  # fmt: skip
+    if bias_ptr is None:
+        bias = tl.zeros([BLOCK_COLS], tl.float32)
+    else:
+        bias = tl.load(bias_ptr + outs, mask=is_out, other=0.0).to(tl.float32)
+    return acc, bias
+
+
+@triton.jit
 def _tile(
+    kept_0,
+    kept_1,
+    kept_2,
     x_ptr,
     h_ptr,
     weight_ptr,
     bias_ptr,
     log_scale_ptr,
     rows,
+    is_row,
+    datum,
     value,
-    num_rows,
-    num_data,
     NUM_VALUES: tl.constexpr,
     NUM_PLACES: tl.constexpr,
     HAS_ONE_SCALE: tl.constexpr,
@@ -34,29 +70,36 @@ def _tile(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    """Of the tile (rows, values): (x - mean) / s, 1 / s, log s, where the layer puts the means, and what is live."""
-    is_row, is_value = rows < num_rows, value < NUM_VALUES
+    """Of the tile (rows, values): (x - mean) / s, 1 / s, log s, and where the layer puts the means."""
+    is_value = value < NUM_VALUES
     if log_scale_ptr is None:
         outs = value + (value // NUM_PLACES) * NUM_PLACES  # (A, 2, B): means, then log-scales
-        log_scale = outputs_tile(
-            h_ptr, weight_ptr, bias_ptr, rows, is_row, outs + NUM_PLACES, is_value,
-            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+        log_scale, bias = _affine(
+            kept_0, kept_1, kept_2, h_ptr, weight_ptr, bias_ptr, rows, is_row, outs + NUM_PLACES, is_value,
+            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
         )  # fmt: skip
+        log_scale += bias[None, :]
     else:
         outs = value
         where = value * 0 if HAS_ONE_SCALE else value
         log_scale = tl.load(log_scale_ptr + where, mask=is_value, other=0.0)[None, :]
-    loc = outputs_tile(
-        h_ptr, weight_ptr, bias_ptr, rows, is_row, outs, is_value,
-        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+    loc, bias = _affine(
+        kept_0, kept_1, kept_2, h_ptr, weight_ptr, bias_ptr, rows, is_row, outs, is_value,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
     )  # fmt: skip
-    live = is_row[:, None] & is_value[None, :]
-    # the data repeat: one block of them for every importance sample
-    x = tl.load(x_ptr + (rows % num_data)[:, None] * NUM_VALUES + value[None, :], mask=live, other=0).to(tl.float32)
-    inverse = tl.exp(-tl.maximum(log_scale, LEAST_LOG_SCALE))
-    return (x - loc) * inverse, inverse, log_scale, outs, live
+    inverse = exp(-tl.maximum(log_scale, LEAST_LOG_SCALE))
+    if ONE_DATUM:
+        x = tl.load(x_ptr + datum * NUM_VALUES + value, mask=is_value, other=0).to(tl.float32)[None, :]
+    else:
+        live = is_row[:, None] & is_value[None, :]
+        x = tl.load(x_ptr + datum[:, None] * NUM_VALUES + value[None, :], mask=live, other=0).to(tl.float32)
+    return ((x - bias[None, :]) - loc) * inverse, inverse, log_scale, outs
 
 
 @triton.jit
@@ -81,18 +124,31 @@ def _forward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    rows, is_row, datum = rows_of(num_rows, num_data, ONE_DATUM, BLOCK_ROWS)
+    kept_0, kept_1, kept_2 = keep_rows(h_ptr, rows, is_row, INNER, PIECE_0, PIECE_1, PIECE_2)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
+    of_all_rows = tl.zeros([1, BLOCK_COLS], tl.float32)
     for start in range(0, NUM_VALUES, BLOCK_COLS):
-        noise, _, log_scale, _, live = _tile(
-            x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr, rows, start + tl.arange(0, BLOCK_COLS),
-            num_rows, num_data, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
-            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+        value = start + tl.arange(0, BLOCK_COLS)
+        noise, _, log_scale, _ = _tile(
+            kept_0, kept_1, kept_2, x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr,
+            rows, is_row, datum, value, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
+            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION, ONE_DATUM,
         )  # fmt: skip
-        total += tl.sum(tl.where(live, 0.5 * noise * noise + log_scale + HALF_LOG_TWO_PI, 0.0), axis=1)
-    tl.store(total_ptr + rows, -total, mask=rows < num_rows)
+        # beyond the last value everything is 0
+        if log_scale_ptr is None:
+            total += tl.sum(0.5 * noise * noise + log_scale, axis=1)
+        else:
+            total += 0.5 * tl.sum(noise * noise, axis=1)
+            of_all_rows += log_scale
+    total += NUM_VALUES * HALF_LOG_TWO_PI + tl.sum(tl.sum(of_all_rows, axis=1), axis=0)
+    tl.store(total_ptr + rows, -total, mask=is_row)
 
 
 @triton.jit
@@ -118,17 +174,23 @@ def _grad_params_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     num_blocks: tl.constexpr = (NUM_VALUES + BLOCK_COLS - 1) // BLOCK_COLS
     tile = (tl.program_id(0) // num_blocks).to(tl.int64)
     rows = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     value = (tl.program_id(0) % num_blocks) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    noise, inverse, _, outs, live = _tile(
-        x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr, rows, value,
-        num_rows, num_data, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
-        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+    is_row = rows < num_rows
+    kept_0, kept_1, kept_2 = keep_rows(h_ptr, rows, is_row, INNER, PIECE_0, PIECE_1, PIECE_2)
+    noise, inverse, _, outs = _tile(
+        kept_0, kept_1, kept_2, x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr,
+        rows, is_row, rows % num_data, value, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION, False,
     )  # fmt: skip
+    live = is_row[:, None] & (value < NUM_VALUES)[None, :]
     grad = tl.load(grad_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)[:, None]
     by_log_scale = (noise * noise - 1.0) * grad
     if log_scale_ptr is None:
@@ -163,8 +225,8 @@ def linear_gaussian_forward(
     total = torch.zeros(num_rows, device=h.device, dtype=torch.float32)
     if num_rows == 0 or num_values == 0:
         return total
-    c = gaussian_config(num_rows, num_values, h.shape[1], log_scale is None)
-    _forward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
+    c = forward_config("gaussian" if log_scale is None else "gaussian, shared scales", h, x.shape[0], num_values)
+    _forward_kernel[(num_tiles(c, num_rows, x.shape[0]),)](
         x_ptr=loadable(x),
         h_ptr=h,
         weight_ptr=weight,
@@ -174,6 +236,7 @@ def linear_gaussian_forward(
         num_rows=num_rows,
         num_data=x.shape[0],
         HALF_LOG_TWO_PI=0.5 * math.log(2.0 * math.pi),
+        ONE_DATUM=c.one_datum,
         **_sizes_of(x, log_scale),
         **meta_of(c, h.shape[1], h.dtype),
     )
