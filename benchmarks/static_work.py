@@ -137,30 +137,34 @@ def _weights(c: Compiled, m: Mapping[str, Any]) -> Work:
 
 
 def _last_layer(
-    loops_of: Callable[[Mapping[str, Any]], tuple[int, ...]], outputs_of: Callable[[Mapping[str, Any]], int] | None = None
+    loops_of: Callable[[Mapping[str, Any]], tuple[int, ...]],
+    outputs_of: Callable[[Mapping[str, Any]], int] | None = None,
+    makes_again: bool = False,
 ) -> Model:
     """A tile of rows, or of rows and outputs, of a linear layer that stays in registers.
 
     ``loops_of``: the trips of its loops over tiles of outputs, ``outputs_of``: how many these are, by default as many as
     the tiles hold. Rows that are kept are loaded once, others for every tile; so are data, but those of one datapoint.
+    ``makes_again``: whether outputs of more than one tile are computed twice.
     """
 
     def model(c: Compiled, m: Mapping[str, Any]) -> Work:
         size, rows, columns = element_bytes(c, "h_ptr"), m["BLOCK_ROWS"], m["BLOCK_COLS"]
         trips = loops_of(m)
         tiles = prod(trips)
+        passes = 2 if makes_again and tiles > 1 else 1
         per_value = 2 if "log_scale_ptr" in m else 1  # where it is a constant it is None: another output
         outputs = outputs_of(m) if outputs_of else per_value * tiles * columns
         steps = _ceil(m["INNER"], m["BLOCK_INNER"])
         pieces = m["PIECE_0"] + m["PIECE_1"] + m["PIECE_2"]
-        loads = 1 if pieces else per_value * tiles
+        loads = 1 if pieces else per_value * tiles * passes
         data = 0 if m.get("ONE_DATUM") or "NUM_LEVELS" in m else outputs // per_value * element_bytes(c, "x_ptr")
         has_gradient = {"grad_logits_ptr", "grad_params_ptr"} & set(c.signature)
         written = rows * outputs * size if has_gradient else 0
         once = rows * m["INNER"] * size + written
-        cached = (loads * rows + outputs) * m["INNER"] * size + rows * data + written
+        cached = (loads * rows + passes * outputs) * m["INNER"] * size + rows * data + written
         step = columns * per_value * pieces if pieces else (rows + columns) * m["BLOCK_INNER"]
-        padded = 2 * rows * per_value * tiles * columns * (pieces or steps * m["BLOCK_INNER"])
+        padded = passes * 2 * rows * per_value * tiles * columns * (pieces or steps * m["BLOCK_INNER"])
         loops = [*(each for each in trips if each > 1), *([] if pieces else [steps])]
         return Work(
             flops=2 * rows * outputs * m["INNER"],
@@ -213,7 +217,7 @@ _MODELS: dict[tuple[str, str], Model | None] = {
         lambda m: (VALUES, _ceil(m["NUM_LEVELS"], m["BLOCK_COLS"])), lambda m: VALUES * m["NUM_LEVELS"]
     ),
     ("linear_categorical_log_prob", "grad_logits_kernel"): _last_layer(
-        lambda m: (_ceil(m["NUM_LEVELS"], m["BLOCK_COLS"]),), lambda m: m["NUM_LEVELS"]
+        lambda m: (_ceil(m["NUM_LEVELS"], m["BLOCK_COLS"]),), lambda m: m["NUM_LEVELS"], makes_again=True
     ),
     ("masked_mlp", "solve_kernel"): None,
     ("nade", "scan_kernel"): None,

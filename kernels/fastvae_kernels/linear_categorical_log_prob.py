@@ -7,10 +7,20 @@ import triton
 import triton.language as tl
 
 from .likelihood_terms import LOG_2_E, loadable
-from .linear_tile import Config, forward_config, keep_rows, meta_of, num_tiles, outputs_tile, rows_of
+from .linear_tile import (
+    Config,
+    choose_forward,
+    forward_config,
+    keep_rows,
+    meta_of,
+    num_tiles,
+    outputs_tile,
+    rows_of,
+)
+from .masked_conv2d_launch import arch_of, precision_of
 
 __all__ = [
-    "categorical_grad_config",
+    "choose_grad",
     "linear_categorical_forward",
     "linear_categorical_grad_logits",
 ]
@@ -172,13 +182,17 @@ def _grad_logits_kernel(
         tl.store(out_ptr + level[None, :], grad[:, None] * (onehot - p), mask=is_row[:, None] & is_level[None, :])
 
 
-def categorical_grad_config(num_rows: int, num_levels: int, inner: int) -> Config:
+def choose_grad(arch: int, precision: str, size: int, num_rows: int, inner: int, num_levels: int) -> Config:
     """The configuration of the gradient: up to 256 levels are one tile, whose logits are computed once."""
-    # more take several tiles, twice: with the loop that computes them again larger ones spill
-    cols = max(16, triton.next_power_of_2(num_levels)) if num_levels <= 256 else 64
-    rows = max(16, min(64, 16384 // cols, triton.next_power_of_2(num_rows)))
-    # with two stages sm_80 spills
-    return Config(rows, cols, 16 if inner <= 16 else 32, num_warps=8 if rows * cols >= 8192 else 4, num_stages=3)
+    if num_levels <= 256:
+        cols = max(16, triton.next_power_of_2(num_levels))
+        most = 32768 if (arch, size) == (100, 4) else 16384
+        rows = max(16, min(128 if most > 16384 else 64, most // cols, triton.next_power_of_2(num_rows)))
+        # with two stages sm_80 spills
+        return Config(rows, cols, 16 if inner <= 16 else 32, num_warps=8 if rows * cols >= 8192 else 4, num_stages=3)
+    # more take several tiles, twice: as in a forward pass, but that sm_80 spills where it keeps the rows
+    c = choose_forward("categorical", arch, precision, size, num_rows, inner, 1, num_levels)
+    return replace(c, block_cols=64, pieces=(0, 0, 0), num_stages=3) if arch not in (90, 100) else c
 
 
 def linear_categorical_forward(
@@ -222,7 +236,8 @@ def linear_categorical_grad_logits(
     if grad_logits.numel() == 0:
         return grad_logits
     num_levels = weight.shape[0] // num_values
-    c = categorical_grad_config(num_rows, num_levels, inner)
+    arch, precision = arch_of(h) or 90, precision_of(h.dtype)
+    c = choose_grad(arch, precision, h.element_size(), num_rows, inner, num_levels)
     _grad_logits_kernel[(triton.cdiv(num_rows, c.block_rows) * num_values,)](
         x_ptr=loadable(x),
         h_ptr=h,

@@ -9,8 +9,9 @@ import triton.language as tl
 
 from .likelihood_terms import exp, loadable
 from .linear_tile import Config, config, forward_config, keep_rows, meta_of, num_tiles, outputs_tile, rows_of
+from .masked_conv2d_launch import arch_of
 
-__all__ = ["gaussian_config", "linear_gaussian_forward", "linear_gaussian_grad_params"]
+__all__ = ["choose_grad", "linear_gaussian_forward", "linear_gaussian_grad_params"]
 
 _LEAST_LOG_SCALE = -80.0  # below, 1 / s would be infinite and a value that is met exactly nan
 
@@ -203,11 +204,13 @@ def _grad_params_kernel(
     tl.store(out_ptr, noise * inverse * grad, mask=live)
 
 
-def gaussian_config(num_rows: int, num_values: int, inner: int, has_scales: bool) -> Config:
-    """The configuration; where log-scales are outputs, too, two tiles are in registers at once."""
+def choose_grad(arch: int, size: int, num_rows: int, inner: int, num_values: int, has_scales: bool) -> Config:
+    """The configuration of the gradient; where log-scales are outputs, too, two tiles are in registers at once."""
     c = config(num_rows, num_values, inner)
-    c = replace(c, block_rows=min(64, c.block_rows))  # 128 spill on sm_80 with Triton 3.6
-    return replace(c, block_cols=max(16, c.block_cols // 2)) if has_scales else c
+    if not has_scales:
+        return replace(c, block_rows=min(64, c.block_rows))  # 128 spill on sm_80 with Triton 3.6
+    most = 128 if (arch, size) == (100, 4) else 64
+    return replace(c, block_rows=min(most, c.block_rows), block_cols=max(16, c.block_cols // 2), num_warps=4)
 
 
 def linear_gaussian_forward(
@@ -257,7 +260,7 @@ def linear_gaussian_grad_params(
     grad_params = torch.empty(num_rows, weight.shape[0], device=h.device, dtype=h.dtype)
     if grad_params.numel() == 0:
         return grad_params, None if log_scale is None else torch.zeros_like(log_scale)
-    c = gaussian_config(num_rows, num_values, h.shape[1], log_scale is None)
+    c = choose_grad(arch_of(h) or 90, h.element_size(), num_rows, h.shape[1], num_values, log_scale is None)
     tiles = triton.cdiv(num_rows, c.block_rows)
     partial = None if log_scale is None else torch.empty(tiles, num_values, device=h.device, dtype=torch.float32)
     _grad_params_kernel[(tiles * triton.cdiv(num_values, c.block_cols),)](
