@@ -97,17 +97,20 @@ def _epilogue(c: Compiled, m: Mapping[str, Any]) -> Work:
     return Work(0, values, values, values * 3 / 5, trips=1)
 
 
-def _pointwise(*pointers: str, columns: str = "NUM_COLS", repeated: tuple[str, ...] = ()) -> Model:
-    """A walk over rows, which reads or writes an element of each pointer for each column."""
+def _pointwise(*pointers: str, repeated: tuple[str, ...] = ()) -> Model:
+    """A walk over rows, which reads or writes an element of each pointer for each column.
+
+    What is ``repeated`` other programs read, too; where all rows of a tile are of one datapoint, it is read once.
+    """
 
     def model(c: Compiled, m: Mapping[str, Any]) -> Work:
-        rows, width = m.get("BLOCK_ROWS", m.get("REPEATS", 1)), m[columns]
-        if "REPEATS" in m:
-            width = m["BLOCK_COLS"]
+        rows, width, trips = m["BLOCK_ROWS"], float(m["NUM_COLS"]), _ceil(m["NUM_COLS"], m["BLOCK_COLS"])
+        if "REPEATS" in m:  # a program for some columns of many rows
+            rows, width, trips = m["REPEATS"], width / trips, m["REPEATS"] // m["BLOCK_ROWS"]
         present = [name for name in pointers if name in c.signature]
         once = sum(rows * width * element_bytes(c, name) for name in present if name not in repeated)
-        every = sum(rows * width * element_bytes(c, name) for name in present)
-        trips = m["REPEATS"] if "REPEATS" in m else _ceil(width, m["BLOCK_COLS"])
+        shared = rows // m["BLOCK_ROWS"] if m["ONE_DATUM"] else rows
+        every = once + sum(shared * width * element_bytes(c, name) for name in present if name in repeated)
         return Work(0, once, every, every / trips, trips)
 
     return model

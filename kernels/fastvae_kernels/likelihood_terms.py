@@ -7,13 +7,18 @@ import triton.language as tl
 __all__ = [
     "LOG_2_E",
     "add_to_logsumexp",
+    "columns_of",
     "exp",
+    "fills_tiles",
     "join_log1p",
     "loadable",
     "log1mexp",
     "log1p_above",
     "log1p_below",
     "log1p_joined",
+    "num_tiles",
+    "rows_of",
+    "sigmoid",
     "softplus",
 ]
 
@@ -57,6 +62,11 @@ def exp(t):
 
 
 @triton.jit
+def sigmoid(t):
+    return 1.0 / (1.0 + exp(-t))
+
+
+@triton.jit
 def softplus(t):
     return tl.maximum(t, 0.0) + log1p_above(exp(-tl.abs(t)))
 
@@ -90,6 +100,40 @@ def add_to_logsumexp(maximum, total, value):
     new = tl.maximum(maximum, value)
     shift = tl.where(new == float("-inf"), 0.0, new)  # only zeros so far: -inf - -inf would be nan
     return new, total * tl.exp(maximum - shift) + tl.exp(value - shift)
+
+
+@triton.jit
+def rows_of(num_rows, num_data, ONE_DATUM: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """The rows of this program's tile, in 64 bits, and the datapoint of each, or where it has but one of all.
+
+    The data repeat: one block of them for every importance sample.
+    """
+    if ONE_DATUM:
+        datum = (tl.program_id(0) % num_data).to(tl.int64)
+        rows = ((tl.program_id(0) // num_data) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64) * num_data + datum
+    else:
+        rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        datum = rows % num_data
+    return rows, rows < num_rows, datum
+
+
+def fills_tiles(num_rows: int, num_data: int, block_rows: int) -> bool:
+    """Whether tiles with the samples of one datapoint each are nearly full."""
+    samples = num_rows // num_data
+    return num_data == 1 or triton.cdiv(samples, block_rows) * block_rows <= 1.25 * samples
+
+
+def num_tiles(num_rows: int, num_data: int, block_rows: int, one_datum: bool) -> int:
+    """How many tiles ``rows_of`` makes of the rows."""
+    if one_datum:
+        return num_data * triton.cdiv(num_rows // num_data, block_rows)
+    return triton.cdiv(num_rows, block_rows)
+
+
+def columns_of(num_cols: int, most: int) -> int:
+    """The columns of a tile of rows of ``num_cols``: the power of two that pads them least, 64 to ``most``."""
+    sizes = [size for size in (1024, 512, 256, 128, 64) if size <= most]
+    return min(min(sizes, key=lambda size: triton.cdiv(num_cols, size) * size), triton.next_power_of_2(num_cols))
 
 
 def loadable(x: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import LOG_2_E, join_log1p, loadable, log1p_joined
-from .linear_tile import config, forward_config, keep_rows, meta_of, num_tiles, outputs_tile, rows_of
+from .likelihood_terms import LOG_2_E, join_log1p, loadable, log1p_joined, num_tiles, rows_of
+from .linear_tile import config, forward_config, keep_rows, meta_of, outputs_tile
 
 __all__ = ["linear_bernoulli_forward", "linear_bernoulli_grad_logits"]
 
@@ -123,7 +123,7 @@ def linear_bernoulli_forward(
     if num_rows == 0 or num_cols == 0:
         return total
     c = forward_config("bernoulli", h, x.shape[0], num_cols)
-    _forward_kernel[(num_tiles(c, num_rows, x.shape[0]),)](
+    _forward_kernel[(num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum),)](
         x_ptr=loadable(x),
         h_ptr=h,
         weight_ptr=weight,

@@ -6,17 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import LOG_2_E, loadable
-from .linear_tile import (
-    Config,
-    choose_forward,
-    forward_config,
-    keep_rows,
-    meta_of,
-    num_tiles,
-    outputs_tile,
-    rows_of,
-)
+from .likelihood_terms import LOG_2_E, loadable, num_tiles, rows_of
+from .linear_tile import Config, choose_forward, forward_config, keep_rows, meta_of, outputs_tile
 from .masked_conv2d_launch import arch_of, precision_of
 
 __all__ = [
@@ -204,7 +195,7 @@ def linear_categorical_forward(
         return torch.zeros(num_rows, device=h.device, dtype=torch.float32)
     num_levels = weight.shape[0] // num_values
     c = forward_config("categorical", h, x.shape[0], num_levels)
-    tiles = num_tiles(c, num_rows, x.shape[0])
+    tiles = num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum)
     # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
     shares = max(1, min(num_values, 512 // triton.cdiv(num_rows, 64)))
     partial = torch.empty(shares, num_rows, device=h.device, dtype=torch.float32)

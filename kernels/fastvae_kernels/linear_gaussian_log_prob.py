@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import exp, loadable
-from .linear_tile import Config, config, forward_config, keep_rows, meta_of, num_tiles, outputs_tile, rows_of
+from .likelihood_terms import exp, loadable, num_tiles, rows_of
+from .linear_tile import Config, config, forward_config, keep_rows, meta_of, outputs_tile
 from .masked_conv2d_launch import arch_of
 
 __all__ = ["choose_grad", "linear_gaussian_forward", "linear_gaussian_grad_params"]
@@ -229,7 +229,7 @@ def linear_gaussian_forward(
     if num_rows == 0 or num_values == 0:
         return total
     c = forward_config("gaussian" if log_scale is None else "gaussian, shared scales", h, x.shape[0], num_values)
-    _forward_kernel[(num_tiles(c, num_rows, x.shape[0]),)](
+    _forward_kernel[(num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum),)](
         x_ptr=loadable(x),
         h_ptr=h,
         weight_ptr=weight,

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .likelihood_terms import fills_tiles
 from .masked_conv2d_launch import arch_of, precision_of
 
 __all__ = [
@@ -16,10 +17,8 @@ __all__ = [
     "forward_config",
     "keep_rows",
     "meta_of",
-    "num_tiles",
     "outputs_tile",
     "pieces_of",
-    "rows_of",
 ]
 
 # bytes of shared memory for a program, so that two are resident: the products of one run beside the sums of the other
@@ -74,11 +73,13 @@ def choose_forward(
     per_value = 2 if family == "gaussian" else 1
     rows, cols, warps = _tile_of(arch, precision, size)
     cols //= per_value
-    one_datum = num_data == 1 or triton.cdiv(num_rows // num_data, rows) * rows <= 1.25 * (num_rows // num_data)
+    warps = 8 if arch == 100 and family == "categorical" else warps  # 4 spill with Triton 3.6
+    one_datum = fills_tiles(num_rows, num_data, rows)
     if not one_datum:
         if family == "bernoulli" and (arch, precision) == (80, "tf32"):
             return replace(config(num_rows, num_outputs, inner), block_cols=64)
         warps = 8 if (arch, size) == (100, 4) else warps  # with tiles of data, 4 spill
+        rows = 64 if (arch, size, family) == (100, 4, "gaussian") else rows  # and so do 128 rows with Triton 3.6
         cols = cols // 2 if (arch, size) == (90, 2) and family.startswith("gaussian") else cols
     rows = max(16, min(rows, triton.next_power_of_2(num_rows)))
     cols = max(16, min(cols, triton.next_power_of_2(num_outputs)))
@@ -108,18 +109,6 @@ def pieces_of(inner: int) -> tuple[int, int, int]:
         pieces.append(piece)
         rest -= piece
     return pieces[0], pieces[1], max(16, triton.next_power_of_2(rest)) if rest > 0 else 0
-
-
-@triton.jit
-def rows_of(num_rows, num_data, ONE_DATUM: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """The rows of this program's tile, in 64 bits, and the datapoint of each, or of all."""
-    if ONE_DATUM:
-        datum = (tl.program_id(0) % num_data).to(tl.int64)
-        rows = ((tl.program_id(0) // num_data) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64) * num_data + datum
-    else:
-        rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        datum = rows % num_data  # the data repeat: one block of them for every importance sample
-    return rows, rows < num_rows, datum
 
 
 @triton.jit
@@ -193,13 +182,6 @@ def outputs_tile(
             w = tl.load(weight_ptr + outs[:, None] * INNER + inner[None, :], mask=w_live, other=0.0)
             acc = tl.dot(h, tl.trans(w), acc, input_precision=PRECISION)
     return acc
-
-
-def num_tiles(c: Config, num_rows: int, num_data: int) -> int:
-    """Programs of a forward pass."""
-    if c.one_datum:
-        return num_data * triton.cdiv(num_rows // num_data, c.block_rows)
-    return triton.cdiv(num_rows, c.block_rows)
 
 
 def meta_of(c: Config, inner: int, dtype: torch.dtype) -> dict[str, object]:
