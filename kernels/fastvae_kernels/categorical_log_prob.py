@@ -26,7 +26,7 @@ def config(num_values: int, num_levels: int, sites: int, size: int, *, is_backwa
     most_values, most_levels = triton.next_power_of_2(num_values), triton.next_power_of_2(num_levels)
     if sites == 1:  # the levels are neighbours
         levels = min(256, most_levels)
-        return Config(block_values=min(2048 // levels, most_values), block_levels=levels, num_warps=4)
+        return Config(block_values=min(4096 // levels, most_values), block_levels=levels, num_warps=4)
     if is_backward:  # few values at a time: their logits stay in the first cache for the second walk
         return Config(block_values=min(64, most_values), block_levels=min(32, most_levels), num_warps=4)
     # a thread has all levels of some values, and needs no other one for their sum

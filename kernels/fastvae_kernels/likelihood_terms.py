@@ -91,7 +91,7 @@ def log1mexp(w, log_w):
     q = h * h
     # log(sinh(h) / h) as a series: nothing cancels, and its error for w < 1 is 3e-10
     small = log_w - h + q * (1.0 / 6.0 - q * (1.0 / 180.0 - q * (1.0 / 2835.0 - q * (1.0 / 37800.0))))
-    return tl.where(w < 1.0, small, log1p_below(-tl.exp(-w)))
+    return tl.where(w < 1.0, small, log1p_below(-exp(-w)))
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def add_to_logsumexp(maximum, total, value):
     """The running pair (m, s) of log sum exp = m + log s, started at (-inf, 0), with one more value."""
     new = tl.maximum(maximum, value)
     shift = tl.where(new == float("-inf"), 0.0, new)  # only zeros so far: -inf - -inf would be nan
-    return new, total * tl.exp(maximum - shift) + tl.exp(value - shift)
+    return new, total * exp(maximum - shift) + exp(value - shift)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import add_to_logsumexp, loadable, log1mexp, softplus
+from .likelihood_terms import add_to_logsumexp, exp, loadable, log1mexp, sigmoid, softplus
 
 __all__ = ["Config", "config", "logistic_mixture_log_prob_backward", "logistic_mixture_log_prob_forward"]
 
@@ -37,7 +37,7 @@ def _load(pixel_ptr, parameter, step, live):
 
 @triton.jit
 def _tanh(t):
-    return 2.0 * tl.sigmoid(2.0 * t) - 1.0
+    return 2.0 * sigmoid(2.0 * t) - 1.0
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def _edges(scaled, mean, log_scale, TOP: tl.constexpr):
     """Distance from the mean, 1 / s, and the edges of the bin in units of s from the mean."""
     distance = scaled - mean
     # beyond e^60 and below e^-60 a scale changes no digit, but its inverse would overflow
-    inverse = tl.exp(-tl.minimum(tl.maximum(log_scale, -60.0), 60.0))
+    inverse = exp(-tl.minimum(tl.maximum(log_scale, -60.0), 60.0))
     return distance, inverse, (distance + 1.0 / TOP) * inverse, (distance - 1.0 / TOP) * inverse
 
 
@@ -75,13 +75,13 @@ def _channel(x, mean, log_scale, TOP: tl.constexpr, LOG_WIDTH: tl.constexpr):
 def _channel_backward(x, mean, log_scale, TOP: tl.constexpr):
     """Derivatives of the log-probability of level ``x`` by the mean and the log-scale."""
     distance, inverse, above, below = _edges(_scaled(x, TOP), mean, log_scale, TOP)
-    at_upper = tl.where(x >= TOP, 0.0, tl.sigmoid(-above))
-    at_lower = tl.where(x <= 0.0, 0.0, tl.sigmoid(below))
+    at_upper = tl.where(x >= TOP, 0.0, sigmoid(-above))
+    at_lower = tl.where(x <= 0.0, 0.0, sigmoid(below))
     by_mean = (at_lower - at_upper) * inverse
     # of log(1 - e^-w) by -log w: w / (e^w - 1), as a series where that cancels
     w = (2.0 / TOP) * inverse
     series = 1.0 - 0.5 * w + w * w * (1.0 / 12.0 - w * w * (1.0 / 720.0))
-    by_width = tl.where(w < 0.25, series, w / (tl.exp(w) - 1.0))
+    by_width = tl.where(w < 0.25, series, w / (exp(w) - 1.0))
     by_width = tl.where((x <= 0.0) | (x >= TOP), 0.0, by_width)
     return by_mean, distance * by_mean - (1.0 / TOP) * inverse * (at_upper + at_lower) - by_width
 
@@ -229,8 +229,8 @@ def _kernel(
             joint = prior + _component(
                 params_ptr + pixel, k, x0, x1, x2, step, live, TOP, LOG_WIDTH, NUM_COMPONENTS, NUM_CHANNELS
             )
-            posterior = tl.exp((joint - maximum) - log_total)
-            tl.store(out_ptr + pixel + k * step, grad * (posterior - tl.exp(prior)), mask=live)
+            posterior = exp((joint - maximum) - log_total)
+            tl.store(out_ptr + pixel + k * step, grad * (posterior - exp(prior)), mask=live)
             _store_component_gradient(
                 out_ptr + pixel,
                 params_ptr + pixel,
