@@ -51,7 +51,8 @@ def _edges(scaled, mean, log_scale, TOP: tl.constexpr):
     distance = scaled - mean
     # beyond e^60 and below e^-60 a scale changes no digit, but its inverse would overflow
     inverse = exp(-tl.minimum(tl.maximum(log_scale, -60.0), 60.0))
-    return distance, inverse, (distance + 1.0 / TOP) * inverse, (distance - 1.0 / TOP) * inverse
+    half = (1.0 / TOP) * inverse
+    return distance, inverse, distance * inverse + half, distance * inverse - half
 
 
 @triton.jit
@@ -140,28 +141,30 @@ def _store_component_gradient(
     NUM_COMPONENTS: tl.constexpr,
     NUM_CHANNELS: tl.constexpr,
 ):
-    """``weight``: the gradient of the component's log-probability."""
+    """``weight``: the gradient of the component's log-probability. Stores come last: what was computed for that
+    log-probability is not computed again, as it were behind a store that could have changed the parameters."""
     scale0 = _load(pixel_ptr, 2 * NUM_COMPONENTS + k, step, live)
     if NUM_CHANNELS == 1:
         mean0 = _load(pixel_ptr, NUM_COMPONENTS + k, step, live)
+        mean_0, scale_0 = _channel_backward(x0, mean0, scale0, TOP)
     else:
+        scale1 = _load(pixel_ptr, 5 * NUM_COMPONENTS + k, step, live)
+        scale2 = _load(pixel_ptr, 8 * NUM_COMPONENTS + k, step, live)
         mean0, mean1, mean2, a, b, c = _means(pixel_ptr, k, x0, x1, step, live, TOP, NUM_COMPONENTS)
-    by_mean, by_scale = _channel_backward(x0, mean0, scale0, TOP)
-    tl.store(out_ptr + (NUM_COMPONENTS + k) * step, weight * by_mean, mask=live)
-    tl.store(out_ptr + (2 * NUM_COMPONENTS + k) * step, weight * by_scale, mask=live)
+        mean_0, scale_0 = _channel_backward(x0, mean0, scale0, TOP)
+        mean_1, scale_1 = _channel_backward(x1, mean1, scale1, TOP)
+        mean_2, scale_2 = _channel_backward(x2, mean2, scale2, TOP)
+    tl.store(out_ptr + (NUM_COMPONENTS + k) * step, weight * mean_0, mask=live)
+    tl.store(out_ptr + (2 * NUM_COMPONENTS + k) * step, weight * scale_0, mask=live)
     if NUM_CHANNELS == 3:
         red, green = _scaled(x0, TOP), _scaled(x1, TOP)
-        scale1 = _load(pixel_ptr, 5 * NUM_COMPONENTS + k, step, live)
-        by_mean, by_scale = _channel_backward(x1, mean1, scale1, TOP)
-        tl.store(out_ptr + (3 * NUM_COMPONENTS + k) * step, weight * by_mean * red * (1.0 - a * a), mask=live)
-        tl.store(out_ptr + (4 * NUM_COMPONENTS + k) * step, weight * by_mean, mask=live)
-        tl.store(out_ptr + (5 * NUM_COMPONENTS + k) * step, weight * by_scale, mask=live)
-        scale2 = _load(pixel_ptr, 8 * NUM_COMPONENTS + k, step, live)
-        by_mean, by_scale = _channel_backward(x2, mean2, scale2, TOP)
-        tl.store(out_ptr + (6 * NUM_COMPONENTS + k) * step, weight * by_mean * red * (1.0 - b * b), mask=live)
-        tl.store(out_ptr + (7 * NUM_COMPONENTS + k) * step, weight * by_mean, mask=live)
-        tl.store(out_ptr + (8 * NUM_COMPONENTS + k) * step, weight * by_scale, mask=live)
-        tl.store(out_ptr + (9 * NUM_COMPONENTS + k) * step, weight * by_mean * green * (1.0 - c * c), mask=live)
+        tl.store(out_ptr + (3 * NUM_COMPONENTS + k) * step, weight * mean_1 * red * (1.0 - a * a), mask=live)
+        tl.store(out_ptr + (4 * NUM_COMPONENTS + k) * step, weight * mean_1, mask=live)
+        tl.store(out_ptr + (5 * NUM_COMPONENTS + k) * step, weight * scale_1, mask=live)
+        tl.store(out_ptr + (6 * NUM_COMPONENTS + k) * step, weight * mean_2 * red * (1.0 - b * b), mask=live)
+        tl.store(out_ptr + (7 * NUM_COMPONENTS + k) * step, weight * mean_2, mask=live)
+        tl.store(out_ptr + (8 * NUM_COMPONENTS + k) * step, weight * scale_2, mask=live)
+        tl.store(out_ptr + (9 * NUM_COMPONENTS + k) * step, weight * mean_2 * green * (1.0 - c * c), mask=live)
 
 
 @triton.jit
@@ -230,7 +233,6 @@ def _kernel(
                 params_ptr + pixel, k, x0, x1, x2, step, live, TOP, LOG_WIDTH, NUM_COMPONENTS, NUM_CHANNELS
             )
             posterior = exp((joint - maximum) - log_total)
-            tl.store(out_ptr + pixel + k * step, grad * (posterior - exp(prior)), mask=live)
             _store_component_gradient(
                 out_ptr + pixel,
                 params_ptr + pixel,
@@ -245,6 +247,7 @@ def _kernel(
                 NUM_COMPONENTS,
                 NUM_CHANNELS,
             )
+            tl.store(out_ptr + pixel + k * step, grad * (posterior - exp(prior)), mask=live)
     else:
         terms = tl.where(live, maximum + tl.log(total), 0.0)
         if SUM_SITES:
