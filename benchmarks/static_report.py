@@ -4,8 +4,10 @@ Compiles whatever tests/compile compiles and prints, for each kernel, its consta
 shared memory, resident warps, instructions on tensor cores and asynchronous copies found in the machine code, and the
 time that a saturated multiprocessor needs for it, from its ceilings. "of limit" is the time of the work that cannot be
 avoided, the larger of its floating point operations at the full rate and its bytes at the memory's, over that time;
-"bound by" names the ceiling that is hit. A prediction, to be compared with a measurement: it knows no caches but the
-one that all multiprocessors share, and no latency but that of memory.
+"bound by" names the ceiling that is hit. Instructions count as often as the loops in the machine code run them; those
+of a last layer, which wait for its products, overlap with the products of other resident programs alone. A prediction,
+to be compared with a measurement: it knows no caches but the one that all multiprocessors share, and no latency but
+that of memory.
 """
 
 import argparse

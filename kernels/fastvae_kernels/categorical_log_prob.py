@@ -29,9 +29,9 @@ def config(num_values: int, num_levels: int, sites: int, size: int, *, is_backwa
         return Config(block_values=min(4096 // levels, most_values), block_levels=levels, num_warps=4)
     if is_backward:  # few values at a time: their logits stay in the first cache for the second walk
         return Config(block_values=min(64, most_values), block_levels=min(32, most_levels), num_warps=4)
-    # a thread has all levels of some values, and needs no other one for their sum
+    # a warp has all levels of some values, as many as a thread loads at once; two of them share what would spill
     values = min(512 // size, most_values)
-    return Config(block_values=values, block_levels=min(8, most_levels), num_warps=1)
+    return Config(block_values=values, block_levels=min(8, most_levels), num_warps=max(1, values // 128))
 
 
 @triton.jit
