@@ -6,7 +6,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import columns_of, exp, fills_tiles, join_log1p, loadable, log1p_joined, num_tiles, rows_of, sigmoid
+from .likelihood_terms import (
+    columns_of,
+    exp,
+    fills_tiles,
+    join_log1p,
+    loadable,
+    log1p_joined,
+    num_tiles,
+    rows_of,
+    sigmoid,
+)
 
 __all__ = ["Config", "bernoulli_log_prob_backward", "bernoulli_log_prob_forward", "config"]
 

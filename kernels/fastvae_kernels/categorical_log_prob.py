@@ -29,9 +29,8 @@ def config(num_values: int, num_levels: int, sites: int, size: int, *, is_backwa
         return Config(block_values=min(4096 // levels, most_values), block_levels=levels, num_warps=4)
     if is_backward:  # few values at a time: their logits stay in the first cache for the second walk
         return Config(block_values=min(64, most_values), block_levels=min(32, most_levels), num_warps=4)
-    # a warp has all levels of some values, as many as a thread loads at once; two of them share what would spill
-    values = min(512 // size, most_values)
-    return Config(block_values=values, block_levels=min(8, most_levels), num_warps=max(1, values // 128))
+    # a thread has all levels of some values, as many as it loads at once, and needs no other one for their sum
+    return Config(block_values=min(512 // size, most_values), block_levels=min(2 * size, most_levels), num_warps=1)
 
 
 @triton.jit
@@ -88,9 +87,7 @@ def _forward_kernel(
     values = (tl.program_id(0) % num_blocks) * BLOCK_VALUES + tl.arange(0, BLOCK_VALUES)
     data = (row % num_data) * NUM_VALUES + values  # the data repeat: one block of them for every importance sample
     x = tl.load(x_ptr + data, mask=values < NUM_VALUES, other=0).to(tl.float32)
-    maximum, total = _normalize(
-        logits_ptr, row, values, NUM_VALUES, NUM_LEVELS, SITES, BLOCK_VALUES, BLOCK_LEVELS
-    )
+    maximum, total = _normalize(logits_ptr, row, values, NUM_VALUES, NUM_LEVELS, SITES, BLOCK_VALUES, BLOCK_LEVELS)
     # the logit of the value's level, -inf where it is no level
     is_level = (x >= 0.0) & (x < NUM_LEVELS) & (x == tl.floor(x))
     first = (row * NUM_VALUES + (values // SITES) * SITES) * NUM_LEVELS + values % SITES
@@ -122,9 +119,7 @@ def _backward_kernel(
     values = (tl.program_id(0) % num_blocks) * BLOCK_VALUES + tl.arange(0, BLOCK_VALUES)
     data = (row % num_data) * NUM_VALUES + values
     x = tl.load(x_ptr + data, mask=values < NUM_VALUES, other=0).to(tl.float32)
-    maximum, total = _normalize(
-        logits_ptr, row, values, NUM_VALUES, NUM_LEVELS, SITES, BLOCK_VALUES, BLOCK_LEVELS
-    )
+    maximum, total = _normalize(logits_ptr, row, values, NUM_VALUES, NUM_LEVELS, SITES, BLOCK_VALUES, BLOCK_LEVELS)
     log_total = tl.log(total)
     is_level = (x >= 0.0) & (x < NUM_LEVELS) & (x == tl.floor(x))
     grad = tl.where(is_level, tl.load(grad_ptr + row).to(tl.float32), 0.0)

@@ -65,7 +65,9 @@ def _forward_kernel(
         bias = _bias(bias_ptr, cols, is_col)
         # t = (1 - 2 x) logit log2(e), so that its exponential is of base 2
         if ONE_DATUM:
-            signs = LOG_2_E * (1.0 - 2.0 * tl.load(x_ptr + datum * NUM_COLS + cols, mask=is_col, other=0).to(tl.float32))
+            signs = LOG_2_E * (
+                1.0 - 2.0 * tl.load(x_ptr + datum * NUM_COLS + cols, mask=is_col, other=0).to(tl.float32)
+            )
             t = logits * signs[None, :] + (bias * signs)[None, :]
         else:
             x_live = is_row[:, None] & is_col[None, :]

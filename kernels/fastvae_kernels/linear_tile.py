@@ -199,4 +199,3 @@ def meta_of(c: Config, inner: int, dtype: torch.dtype) -> dict[str, object]:
         "num_stages": c.num_stages,
         "enable_fp_fusion": True,
     }
-

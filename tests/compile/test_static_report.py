@@ -78,7 +78,9 @@ def test_the_slowest_ceiling_binds() -> None:
 def test_what_waits_for_products_runs_beside_those_of_other_programs_only() -> None:
     work = Work(flops=4094e3, bytes=0, cached_bytes=0, in_flight=1, trips=1, waits=True)
     instructions = {"HGMMA": 1, "FFMA": 1499}
-    assert predict(compiled(registers=255, PRECISION="ieee"), work, instructions).cycles == pytest.approx(1500, rel=1e-3)
+    assert predict(compiled(registers=255, PRECISION="ieee"), work, instructions).cycles == pytest.approx(
+        1500, rel=1e-3
+    )
     alone = predict(compiled(shared=200_000, PRECISION="ieee"), work, instructions)
     assert alone.cycles == pytest.approx(2500, rel=1e-3)
     assert alone.bound_by == "products and instructions"
