@@ -161,7 +161,7 @@ def outputs_tile(
     PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The tile (rows, outs) of ``h @ weight.T`` in float32, from what ``keep_rows`` returned or, without, from memory."""
+    """The tile (rows, outs) of ``h @ weight.T`` in float32, from the pieces of ``keep_rows`` or from memory."""
     acc = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     outs = outs.to(tl.int64)
     if PIECE_0 > 0:

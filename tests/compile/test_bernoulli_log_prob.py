@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 from fastvae_kernels import bernoulli_log_prob as kernels
 
-
 # tiles of one datapoint each, and on one architecture as many datapoints as rows
 CASES = [(arch, dtype, 100) for arch in (80, 90, 100) for dtype in ("fp32", "bf16")] + [(90, "bf16", 10**5)]
 
