@@ -147,7 +147,8 @@ def _last_layer(
     """A tile of rows, or of rows and outputs, of a linear layer that stays in registers.
 
     ``loops_of``: the trips of its loops over tiles of outputs, ``outputs_of``: how many these are, by default as
-    many as the tiles hold. Rows that are kept are loaded once, others for every tile; so are data, but those of one datapoint.
+    many as the tiles hold. Rows that are kept are loaded once, others for every tile; so are
+    data, but those of one datapoint.
     ``makes_again``: whether outputs of more than one tile are computed twice.
     """
 
