@@ -6,7 +6,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,26 +43,12 @@ class Compiled:
 
     def instructions(self) -> Counter[str]:
         """How often each instruction stands in the machine code, by its name up to the first dot."""
-        return Counter(name for _, name, _ in self._listing)
+        line = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
+        return Counter(line.findall(self.machine_code()))
 
-    def loop_instructions(self) -> int:
-        """Instructions in the innermost loop around a product on tensor cores, 0 without one."""
-        listing = self._listing
-        places = {address: place for place, (address, _, _) in enumerate(listing)}
-        bodies = [
-            listing[places[int(target, 16)] : place + 1]
-            for place, (address, name, rest) in enumerate(listing)
-            for target in re.findall(r"\b0x[0-9a-f]+", rest)
-            if name == "BRA" and int(target, 16) < address and int(target, 16) in places
-        ]
-        return min((len(body) for body in bodies if any("MMA" in name for _, name, _ in body)), default=0)
-
-    @cached_property
-    def _listing(self) -> list[tuple[int, str, str]]:
-        """Address, name up to the first dot and operands of each instruction of the machine code."""
-        line = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)(.*);", re.MULTILINE)
-        found = line.findall(_dump(self.cubin, "-sass"))
-        return [(int(address, 16), name, rest) for address, name, rest in found]
+    def machine_code(self) -> str:
+        """What cuobjdump prints of it."""
+        return _dump(self.cubin, "-sass")
 
 
 def compile_for(

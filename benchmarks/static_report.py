@@ -4,17 +4,20 @@ Compiles whatever tests/compile compiles and prints, for each kernel, its consta
 shared memory, resident warps, instructions on tensor cores and asynchronous copies found in the machine code, and the
 time that a saturated multiprocessor needs for it, from its ceilings. "of limit" is the time of the work that cannot be
 avoided, the larger of its floating point operations at the full rate and its bytes at the memory's, over that time;
-"bound by" names the ceiling that is hit. A prediction, to be compared with a measurement: it knows no caches but the
-one that all multiprocessors share, and no latency but that of memory.
+"bound by" names the ceiling that is hit. Instructions count as often as the loops in the machine code run them; those
+of a last layer, which wait for its products, overlap with the products of other resident programs alone. A prediction,
+to be compared with a measurement: it knows no caches but the one that all multiprocessors share, and no latency but
+that of memory.
 """
 
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.cross_compile import OBSERVERS, Compiled
+from benchmarks.static_code import executed, executed_around_products
 from benchmarks.static_work import Work, products_of, work_of
 
 __all__ = ["Prediction", "main", "predict", "resident_programs"]
@@ -66,6 +69,7 @@ class Prediction:
     cycles: float
     limit: float
     bound_by: str
+    needs: Mapping[str, float]  # cycles by what they are spent on
 
     @property
     def of_limit(self) -> float:
@@ -89,8 +93,8 @@ def own_cache(compiled: Compiled) -> int:
     return card.own_cache - next(size * 1024 for size in SHARED_SIZES if size * 1024 >= needed)
 
 
-def predict(compiled: Compiled, work: Work, instructions: dict[str, int]) -> Prediction:
-    """The slowest of what a multiprocessor has to do."""
+def predict(compiled: Compiled, work: Work, instructions: Mapping[str, float]) -> Prediction:
+    """The slowest of what a multiprocessor has to do; ``instructions`` as often as a thread runs each of them."""
     card = CARDS[compiled.arch]
     kind = products_of(compiled)
     rate = card.flops[kind]
@@ -102,20 +106,19 @@ def predict(compiled: Compiled, work: Work, instructions: dict[str, int]) -> Pre
     is_held = resident_programs(compiled) * work.held_bytes <= own_cache(compiled)
     cached_bytes = work.cached_bytes - (work.repeated_bytes if is_held else 0)
     needs = {
-        "products": work.flops / reached,
+        "products": (work.padded or work.flops) / reached,
         "memory": work.bytes / card.memory_bytes,
         "common cache": cached_bytes / card.cache_bytes,
         "own cache": work.near_bytes / OWN_CACHE_BYTES,
         "latency": work.cached_bytes * LATENCY / in_flight,
     }
-    if work.trips is not None:  # the body of its loop is nearly all of its code
-        needs["instructions"] = sum(instructions.values()) * threads * work.trips / ISSUED
-        needs["special functions"] = instructions.get("MUFU", 0) * threads * work.trips / SPECIAL
-    if work.steps is not None:
-        body = compiled.loop_instructions()
-        needs["instructions"] = (sum(instructions.values()) + body * (work.steps - 1)) * threads / ISSUED
+    if work.trips is not None or work.steps is not None:
+        needs["instructions"] = sum(instructions.values()) * threads / ISSUED
+        needs["special functions"] = instructions.get("MUFU", 0) * threads / SPECIAL
+    if work.waits:
+        needs["products and instructions"] = (needs["products"] + needs["instructions"]) / resident_programs(compiled)
     bound_by = max(needs, key=lambda name: needs[name])
-    return Prediction(needs[bound_by], max(work.flops / rate, work.bytes / card.memory_bytes), bound_by)
+    return Prediction(needs[bound_by], max(work.flops / rate, work.bytes / card.memory_bytes), bound_by, needs)
 
 
 def _row(compiled: Compiled) -> list[str]:
@@ -136,7 +139,12 @@ def _row(compiled: Compiled) -> list[str]:
     ]
     if work is None:
         return [*cells, "", "", "", "serial"]
-    predicted = predict(compiled, work, found)
+    code = compiled.machine_code()
+    if work.steps is not None:
+        run = executed_around_products(code, work.steps)
+    else:
+        run = executed(code, () if work.trips is None else (work.trips, *work.inner_trips))
+    predicted = predict(compiled, work, run)
     seconds = predicted.cycles / CYCLES_PER_SECOND[compiled.arch]
     figures = [f"{work.flops / 1e3:.3g}", f"{work.bytes / 1e3:.3g}", f"{seconds * 1e6:.2g} us"]
     return [*cells, *figures, f"{predicted.of_limit:.2f} ({predicted.bound_by})"]
