@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ class Compiled:
     def instructions(self) -> Counter[str]:
         """How often each instruction stands in the machine code, by its name up to the first dot."""
         line = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
-        return Counter(line.findall(_dump(self.cubin, "-sass")))
+        return Counter(line.findall(self.machine_code()))
+
+    def machine_code(self) -> str:
+        """What cuobjdump prints of it."""
+        return _dump(self.cubin, "-sass")
 
 
 def compile_for(
@@ -93,6 +97,8 @@ def compile_for(
         ptx=compiled.asm["ptx"],
         cubin=compiled.asm["cubin"],
     )
+    if local and not {"LDL", "STL"} & set(result.instructions()):
+        result = replace(result, spills=0)  # of what is reserved nothing is used
     for observe in OBSERVERS:
         observe(result)
     return result

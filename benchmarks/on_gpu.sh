@@ -3,6 +3,8 @@
 # installation. Results, log and plot go into OUT; a short table comes last. Everything stays within nine minutes.
 # benchmarks/on_gpu.sh OUT SUITE...: only these suites, for example bench_masked_blocks, on their whole grids and beside
 # compiled baselines. What the time does not suffice for is left out; PYTEST_ADDOPTS="-k 'float16 and bwd'" picks a part.
+# FASTVAE_SANITIZER=memcheck|racecheck|initcheck benchmarks/on_gpu.sh OUT: only the persistent kernels and the masked
+# convolutions, under that tool of compute-sanitizer, which comes with the CUDA toolkit.
 set -uo pipefail
 out=$(realpath -m "${1:?usage: benchmarks/on_gpu.sh OUT [SUITE...]}")
 shift
@@ -41,6 +43,7 @@ part() {
   fi
 }
 
+"$python" -c "import pytest" 2>/dev/null || { echo "$python has no pytest: nothing can run" | tee -a "$log"; exit 1; }
 part machine 60 "$python" -c "
 import json
 from benchmarks.environment import environment
@@ -53,7 +56,19 @@ if [[ ${FASTVAE_BENCH:-} != tiny ]] && ! "$python" -c "import torch, sys; sys.ex
   echo "no CUDA device: nothing to measure (FASTVAE_BENCH=tiny rehearses this script on a CPU)" | tee -a "$log"
   exit 1
 fi
-(($#)) || part tests 160 "$python" -m pytest tests/gpu -m gpu -q -p no:cacheprovider -o addopts="--import-mode=importlib -ra"
+quiet=(-q -p no:cacheprovider -o addopts="--import-mode=importlib -ra")
+if [[ -n ${FASTVAE_SANITIZER:-} ]]; then
+  sanitizer=$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v compute-sanitizer) \
+    || { echo "no compute-sanitizer in PATH or CUDA_HOME/bin" | tee -a "$log"; exit 1; }
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # else one tensor may read its neighbour unnoticed
+  check=("$sanitizer" --tool "$FASTVAE_SANITIZER" --target-processes all --error-exitcode 9)
+  part "persistent kernels" 260 "${check[@]}" "$python" -m pytest tests/gpu/test_sampling_backends_gpu.py -m gpu \
+    "${quiet[@]}" -k "triton and repeat"
+  part "masked convolutions" 260 "${check[@]}" "$python" -m pytest tests/gpu -m gpu "${quiet[@]}" \
+    -k "conv2d and small_shapes or unaligned or spoils"
+  exit "$failed"
+fi
+(($#)) || part tests 160 "$python" -m pytest tests/gpu -m gpu "${quiet[@]}"
 results=()
 left_over=${#suites[@]}
 for name in "${suites[@]}"; do

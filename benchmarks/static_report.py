@@ -4,17 +4,20 @@ Compiles whatever tests/compile compiles and prints, for each kernel, its consta
 shared memory, resident warps, instructions on tensor cores and asynchronous copies found in the machine code, and the
 time that a saturated multiprocessor needs for it, from its ceilings. "of limit" is the time of the work that cannot be
 avoided, the larger of its floating point operations at the full rate and its bytes at the memory's, over that time;
-"bound by" names the ceiling that is hit. A prediction, to be compared with a measurement: it knows no caches but the
-one that all multiprocessors share, and no latency but that of memory.
+"bound by" names the ceiling that is hit. Instructions count as often as the loops in the machine code run them; those
+of a last layer, which wait for its products, overlap with the products of other resident programs alone. A prediction,
+to be compared with a measurement: it knows no caches but the one that all multiprocessors share, and no latency but
+that of memory.
 """
 
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.cross_compile import OBSERVERS, Compiled
+from benchmarks.static_code import executed, executed_around_products
 from benchmarks.static_work import Work, products_of, work_of
 
 __all__ = ["Prediction", "main", "predict", "resident_programs"]
@@ -27,28 +30,34 @@ class Card:
     name: str
     registers: int
     shared: int
+    own_cache: int  # bytes of the memory that the cache of a multiprocessor shares with shared memory
     memory_bytes: float
     cache_bytes: float  # between the common cache and a multiprocessor
     flops: dict[str, float]  # dense, by what is multiplied
     warp_level: float  # the share of that which the older warp-level instructions reach
 
 
-def _card(name: str, shared: int, processors: int, clock: float, terabytes: float, bf16: float, share: float) -> Card:
+def _card(
+    name: str, shared: int, own: int, processors: int, clock: float, terabytes: float, bf16: float, share: float
+) -> Card:
     per_cycle = processors * clock * 1e9
     rates = {"bf16": bf16, "tf32": bf16 / 2, "tf32x3": bf16 / 6}
     flops = {kind: rate * 1e12 / per_cycle for kind, rate in rates.items()} | {"fp32": 256.0}
-    return Card(name, 65536, shared, terabytes * 1e12 / per_cycle, 5120 / processors, flops, share)
+    return Card(name, 65536, shared, own * 1024, terabytes * 1e12 / per_cycle, 5120 / processors, flops, share)
 
 
 # multiprocessors, boost clock, memory and dense rates of the vendor's data sheets. 5120 bytes per cycle out of the
 # common cache: the A100 whitepaper, assumed of its successors too. 0.62: Luo et al., "Benchmarking and dissecting the
 # Nvidia Hopper GPU architecture" (2024), for mma.sync on Hopper; half of that assumed where the rate doubled again.
 CARDS = {
-    80: _card("A100 80 GB", 167_936, 108, 1.41, 2.04, 312, 1.0),
-    90: _card("H200", 233_472, 132, 1.83, 4.8, 989, 0.62),
-    100: _card("B200", 233_472, 148, 1.85, 8.0, 2250, 0.31),
+    80: _card("A100 80 GB", 167_936, 192, 108, 1.41, 2.04, 312, 1.0),
+    90: _card("H200", 233_472, 256, 132, 1.83, 4.8, 989, 0.62),
+    100: _card("B200", 233_472, 256, 148, 1.85, 8.0, 2250, 0.31),
 }
 LATENCY = 700  # cycles from memory to register, about 400 ns
+# an asynchronous copy reads the own cache and writes shared memory, which are one memory of 128 bytes in a cycle
+OWN_CACHE_BYTES = 64
+SHARED_SIZES = (0, 8, 16, 32, 64, 100, 132, 164, 196, 228)  # KiB that it may be split into, CUDA programming guide
 SPECIAL = 16  # exp, log, 1/x of a multiprocessor in a cycle
 ISSUED = 128  # instructions of single threads likewise
 
@@ -60,6 +69,7 @@ class Prediction:
     cycles: float
     limit: float
     bound_by: str
+    needs: Mapping[str, float]  # cycles by what they are spent on
 
     @property
     def of_limit(self) -> float:
@@ -74,8 +84,17 @@ def resident_programs(compiled: Compiled) -> int:
     return max(1, min(64 // warps, card.registers // (per_warp * warps), shared, 32))
 
 
-def predict(compiled: Compiled, work: Work, instructions: dict[str, int]) -> Prediction:
-    """The slowest of what a multiprocessor has to do."""
+def own_cache(compiled: Compiled) -> int:
+    """Bytes that the cache of a multiprocessor keeps beside the shared memory of its programs."""
+    card, programs = CARDS[compiled.arch], resident_programs(compiled)
+    if compiled.shared > 49_152:  # then Triton asks the driver for all the shared memory there is
+        return card.own_cache - card.shared
+    needed = programs * (compiled.shared + 1024)
+    return card.own_cache - next(size * 1024 for size in SHARED_SIZES if size * 1024 >= needed)
+
+
+def predict(compiled: Compiled, work: Work, instructions: Mapping[str, float]) -> Prediction:
+    """The slowest of what a multiprocessor has to do; ``instructions`` as often as a thread runs each of them."""
     card = CARDS[compiled.arch]
     kind = products_of(compiled)
     rate = card.flops[kind]
@@ -84,17 +103,22 @@ def predict(compiled: Compiled, work: Work, instructions: dict[str, int]) -> Pre
     reached = rate * (1.0 if modern or not on_cores else card.warp_level)
     in_flight = resident_programs(compiled) * work.in_flight
     threads = 32 * compiled.num_warps
+    is_held = resident_programs(compiled) * work.held_bytes <= own_cache(compiled)
+    cached_bytes = work.cached_bytes - (work.repeated_bytes if is_held else 0)
     needs = {
-        "products": work.flops / reached,
+        "products": (work.padded or work.flops) / reached,
         "memory": work.bytes / card.memory_bytes,
-        "common cache": work.cached_bytes / card.cache_bytes,
+        "common cache": cached_bytes / card.cache_bytes,
+        "own cache": work.near_bytes / OWN_CACHE_BYTES,
         "latency": work.cached_bytes * LATENCY / in_flight,
     }
-    if work.trips is not None:  # the body of its loop is nearly all of its code
-        needs["instructions"] = sum(instructions.values()) * threads * work.trips / ISSUED
-        needs["special functions"] = instructions.get("MUFU", 0) * threads * work.trips / SPECIAL
+    if work.trips is not None or work.steps is not None:
+        needs["instructions"] = sum(instructions.values()) * threads / ISSUED
+        needs["special functions"] = instructions.get("MUFU", 0) * threads / SPECIAL
+    if work.waits:
+        needs["products and instructions"] = (needs["products"] + needs["instructions"]) / resident_programs(compiled)
     bound_by = max(needs, key=lambda name: needs[name])
-    return Prediction(needs[bound_by], max(work.flops / rate, work.bytes / card.memory_bytes), bound_by)
+    return Prediction(needs[bound_by], max(work.flops / rate, work.bytes / card.memory_bytes), bound_by, needs)
 
 
 def _row(compiled: Compiled) -> list[str]:
@@ -115,7 +139,12 @@ def _row(compiled: Compiled) -> list[str]:
     ]
     if work is None:
         return [*cells, "", "", "", "serial"]
-    predicted = predict(compiled, work, found)
+    code = compiled.machine_code()
+    if work.steps is not None:
+        run = executed_around_products(code, work.steps)
+    else:
+        run = executed(code, () if work.trips is None else (work.trips, *work.inner_trips))
+    predicted = predict(compiled, work, run)
     seconds = predicted.cycles / CYCLES_PER_SECOND[compiled.arch]
     figures = [f"{work.flops / 1e3:.3g}", f"{work.bytes / 1e3:.3g}", f"{seconds * 1e6:.2g} us"]
     return [*cells, *figures, f"{predicted.of_limit:.2f} ({predicted.bound_by})"]

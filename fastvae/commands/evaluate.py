@@ -164,6 +164,9 @@ def _states(args: argparse.Namespace, model: Any, images: "Tensor") -> Path | No
 
 def _report(job: _Job, args: argparse.Namespace, figures: dict[str, Any]) -> None:
     problem = job.problem
+    dequantised = problem.likelihood == "gaussian"
+    if dequantised:
+        figures["log P(levels)"] = figures["log p(x)"] + problem.log_volume
     figures["bits per dim"] = problem.bits_per_dim(figures["log p(x)"])
     report: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
@@ -176,7 +179,7 @@ def _report(job: _Job, args: argparse.Namespace, figures: dict[str, Any]) -> Non
         "evenly spread": args.spread and args.limit is not None,
         **figures,
     }
-    print(_table(report, dequantised=problem.likelihood == "gaussian"))
+    print(_table(report, dequantised))
     if args.out is not None:
         with Path(args.out).open("x") as file:
             json.dump({name: _as_json(value) for name, value in report.items()}, file, indent=1)
@@ -280,6 +283,7 @@ def _table(report: dict[str, Any], dequantised: bool) -> str:
         "curve": "nats (samples)",
         "images not trusted": f"{UNTRUSTED}: log p(x) may be too low, its error larger than shown",
         "active units": f"of {report.get('latent size')}",
+        "log P(levels)": "nats, a lower bound: dequantised, with one draw of the noise for each image",
         "bits per dim": "an upper bound: dequantised" if dequantised else "",
     }
     width = max(map(len, report))

@@ -148,7 +148,8 @@ TRAINING: Mapping[str, Option] = {
     "prior": Option(
         "normal",
         "r(z): normal; mixture of Gaussians; vamp, a mixture of the proposals of learned pseudo-inputs; autoregressive,"
-        " a masked autoregressive flow; with two stochastic layers of the top one, and no vamp",
+        " a masked autoregressive flow; with two stochastic layers of the top one, and no vamp; other than normal, the "
+        "ELBO takes the gradient stl unless the proposal is a flow",
         models=_LATENT,
         choices=("normal", "mixture", "vamp", "autoregressive"),
     ),

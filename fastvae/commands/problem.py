@@ -173,7 +173,14 @@ def bound(options: Mapping[str, Any], model: Any, x: Tensor, epoch: int | None =
         return objectives.weighted_elbo(
             model, x, options["num_samples"], beta=share * options["beta"], free_bits=options["free_bits"] or 0.0
         )
-    return objectives.elbo(model, x, **shared)
+    return objectives.elbo(model, x, estimator=_elbo_estimator(options), **shared)
+
+
+def _elbo_estimator(options: Mapping[str, Any]) -> Literal["elbo", "stl"]:
+    """STL where the KL has no closed form because of the prior: of an estimated KL, the score of q is mostly noise,
+    which costs more nats than an expressive prior gains. A flow as the proposal would pay for it in time."""
+    estimated = options["prior"] != "normal" and options["proposal"] in ("diagonal", "full")
+    return "stl" if estimated else "elbo"
 
 
 def read_checkpoint(folder: str | Path, device: torch.device, weights: Literal["best", "last"]) -> tuple[Any, dict]:

@@ -32,7 +32,8 @@ class Recipe:
         binarization: of the published figures: fixed, or sample, afresh in each epoch.
         event_shape: (C, H, W) of the published images.
         train: options of ``train`` that all runs share.
-        choices: choice -> value -> more of them; the first value is the default.
+        choices: choice -> value -> more of them; the first value is the default. An entry ``budget`` as below goes
+            before the recipe's own: what costs less per epoch may have more of them.
         budget: cpu or full -> ``{"train": more of them, "evaluate": options of evaluate}``.
         published: entries ``{"choices": ..., "nats": ...}``.
     """
@@ -53,12 +54,16 @@ class Recipe:
             ValueError: for a choice or value that the recipe does not have, or one given twice.
         """
         chosen = {name: next(iter(values)) for name, values in self.choices.items()} | self._parsed(given)
+        options = [self.choices[name][value] for name, value in chosen.items()]
+        budgets = [self.budget[budget], *(some.get("budget", {}).get(budget, {}) for some in options)]
         train = dict(self.train)
-        for name, value in chosen.items():
-            train |= self.choices[name][value]
-        train |= self.budget[budget]["train"]
+        for some in (*options, *(some.get("train", {}) for some in budgets)):
+            train |= {name: value for name, value in some.items() if name != "budget"}
+        evaluate: dict[str, Any] = {}
+        for some in budgets:
+            evaluate |= some.get("evaluate", {})
         nats = [entry["nats"] for entry in self.published if entry.get("choices", {}) == chosen]
-        return Plan(chosen, train, dict(self.budget[budget]["evaluate"]), nats[0] if nats else None)
+        return Plan(chosen, train, evaluate, nats[0] if nats else None)
 
     def _parsed(self, given: Iterable[str]) -> dict[str, str]:
         parsed: dict[str, str] = {}

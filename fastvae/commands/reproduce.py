@@ -18,6 +18,8 @@ from .options import EXACT, absolute, add_device, check_seed
 from .recipe import BUDGETS, Plan, Recipe, read_recipe, recipe_names
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fastvae.evaluation.peers import Peers
 
 __all__ = ["add_arguments", "run"]
@@ -33,6 +35,8 @@ examples:
   python -m fastvae reproduce iwae-table1 k=50 layers=1 --data mnist.npz --out runs/iwae50
   python -m fastvae reproduce iwae-table1 k=50 layers=1 --data mnist.npz --out runs/iwae50 --resume
   python -m fastvae reproduce pixelvae decoder=gated --data binarized_mnist_fixed.npz --out runs/pixelvae
+  python -m fastvae reproduce pixelvae decoder=independent --data binarized_mnist_fixed.npz --out runs/vae \\
+    --against runs/pixelvae
   python -m fastvae reproduce vampprior prior=normal --budget full --data binarized_mnist_fixed.npz --out runs/normal
   python -m fastvae reproduce gated-pixelcnn --out runs/digits
   torchrun --nproc-per-node 4 -m fastvae reproduce nade --budget full --data binarized.npz --out runs/nade"""
@@ -59,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of training and evaluation (default: 0)")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
+    parser.add_argument(
+        "--against",
+        metavar="FOLDER",
+        help="of another finished run on the same images: also print the mean difference, image by image, with its "
+        "error; with --resume of a finished run, alone",
+    )
     add_device(parser)
 
 
@@ -76,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         with _logged(Path(args.out) / "log.txt", peers):
             try:
                 _parts(Path(args.out), config, args.device, peers)
+                if args.against is not None and peers.rank == 0:
+                    print(_paired(Path(args.out), Path(args.against)))
             except KeyboardInterrupt as interrupt:
                 where = f"{interrupt}".partition(";")[0] or "interrupted"
                 again = f"{args.out} keeps what was done; go on with: {_command(args)} --resume"
@@ -87,6 +99,8 @@ def _prepared(args: argparse.Namespace, peers: "Peers") -> dict[str, Any]:
     """The config; the first process makes the folder."""
     recipe = read_recipe(args.name)
     check_seed(args.seed)
+    if args.against is not None:
+        _per_image(Path(args.against))
     config = _config(args, recipe, recipe.plan(args.choices, args.budget))
     if peers.rank == 0:
         _open_folder(Path(args.out), config, args.resume)
@@ -101,9 +115,10 @@ def _config(args: argparse.Namespace, recipe: Recipe, plan: Plan) -> dict[str, A
 
     data = fastvae.data.load(args.data)
     # binary files stay as they are; the protocol of the published figure cannot be had from them
-    binarize = "none" if data.num_levels == 2 else "sample"
+    binarize = "none" if data.num_levels == 2 else plan.train.get("binarize", "sample")
     train = plan.train | {"data": absolute(args.data), "binarize": binarize, "seed": args.seed}
     with_defaults(train)
+    binarization = "fixed" if data.num_levels == 2 else {"none": "grey levels"}.get(binarize, binarize)
     return {
         "recipe": recipe.name,
         "choices": plan.choices,
@@ -112,7 +127,7 @@ def _config(args: argparse.Namespace, recipe: Recipe, plan: Plan) -> dict[str, A
         "evaluate": plan.evaluate | {"seed": args.seed},
         "paper": recipe.paper,
         "published": plan.published,
-        "differs": _differs(recipe, data.event_shape, args.data, "fixed" if binarize == "none" else "sample"),
+        "differs": _differs(recipe, data.event_shape, args.data, binarization),
     }
 
 
@@ -205,7 +220,9 @@ def _comparison(config: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     if untrusted := figures.get("images not trusted"):
         how += f", a lower bound of log p: {untrusted} images not trusted"
     data_error = figures["data error"]
-    ours = f"-log p(x) {-figures['log p(x)']:.2f} nats ({how}"
+    name = "log P(levels)" if "log P(levels)" in figures else "log p(x)"
+    how += ", a lower bound of log P: dequantised" if name == "log P(levels)" else ""
+    ours = f"-{name} {-figures[name]:.2f} nats ({how}"
     ours += "" if data_error is None else f", +- {data_error:.2f} (data)"
     ours += f"; {figures['images']} {spread}test images of {figures['data']}; {figures['protocol']}; "
     ours += f"{config['budget']} budget)"
@@ -213,6 +230,31 @@ def _comparison(config: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         return f"{ours}; no figure was published for {_named(config['choices'])} in: {config['paper']}"
     does_not = f"; not comparable: {config['differs']}" if config["differs"] else ""
     return f"{ours}; published {config['published']:.2f} ({config['paper']}){does_not}"
+
+
+def _per_image(folder: Path) -> tuple[dict[str, Any], "Tensor"]:
+    """What an evaluation says of its images, and their log-probabilities (N,) in nats."""
+    from fastvae.evaluation import LogLikelihood
+
+    try:
+        figures = json.loads((folder / "evaluation.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--against {folder} holds no finished run of 'fastvae reproduce': {error}") from error
+    if "importance samples" not in figures:
+        raise ValueError(f"--against needs importance samples; {folder} is exact and keeps no value for each image")
+    found = LogLikelihood.load(folder / "importance" / "result.safetensors").log_prob.double()
+    volume = figures.get("log P(levels)", figures["log p(x)"]) - figures["log p(x)"]
+    return {name: figures[name] for name in ("data", "protocol", "split", "images", "evenly spread")}, found + volume
+
+
+def _paired(ours: Path, theirs: Path) -> str:
+    """The difference of two runs in one line."""
+    (images, one), (others, two) = _per_image(ours), _per_image(theirs)
+    if images != others:
+        raise ValueError(f"--against {theirs} is of other images: {others}; {ours} is of {images}")
+    gain = one - two
+    error = float(gain.std()) / len(gain) ** 0.5
+    return f"{ours} against {theirs}: log p higher by {float(gain.mean()):.2f} +- {error:.2f} nats (paired, images)"
 
 
 def _call(name: str, module: ModuleType, *argv: str) -> None:

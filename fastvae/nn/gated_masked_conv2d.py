@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastvae.ops.gated_masked_conv2d import check_gated, gated_masked_conv2d_by_taps
-from fastvae.ops.masked_conv2d import NamedMask
+from fastvae.ops.gated_masked_conv2d import check_gated, gate_in_place, gated_masked_conv2d_by_taps
+from fastvae.ops.masked_conv2d import NamedMask, decide
+from fastvae.ops.masked_conv2d_calls import key_of, known_call
 from fastvae.ops.masked_conv2d_checks import check_arguments, check_channels, check_tensor
 
 from .masked_conv2d import MaskedConv2d
@@ -78,17 +79,23 @@ class GatedMaskedConv2d(MaskedConv2d):
         Returns:
             (N, C, H, W).
         """
-        check_arguments(x, self.weight, self.bias, self.dilation[0])
-        check_gated(x, self.weight, None)
+        weight, bias, dilation = self.weight, self.bias, self.dilation[0]
+        key = key_of("gated", self.mask_name, dilation, 1, x, weight, bias)
+        call = known_call(key)
+        if call is None:
+            check_arguments(x, weight, bias, dilation)
+            check_gated(x, weight, None)
+            if key is not None:
+                call = decide(key, x, weight, self._taps, self.mask_name, dilation)
         before_gate = self._before_gate(x, condition)
         if added is not None:
             self._check_added(x, added)
             if before_gate is not None:
                 added = added + (before_gate[:, :, None, None] if before_gate.ndim == 2 else before_gate)
             before_gate = added
-        return gated_masked_conv2d_by_taps(
-            x, self.weight, self.bias, before_gate, self._taps, self.mask, self.dilation[0]
-        )
+        if call is not None:
+            return gate_in_place(call(x, weight, bias), before_gate)
+        return gated_masked_conv2d_by_taps(x, weight, bias, before_gate, self._taps, self.mask, dilation)
 
     def _check_added(self, x: Tensor, added: Tensor) -> None:
         check_tensor("added", added, x)

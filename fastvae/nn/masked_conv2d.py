@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvae.ops.masked_conv2d import NamedMask, masked_conv2d_by_taps
+from fastvae.ops.masked_conv2d import NamedMask, decide, masked_conv2d_by_taps
+from fastvae.ops.masked_conv2d_calls import key_of, known_call
 from fastvae.ops.masked_conv2d_checks import check_arguments, check_channels, check_flag, check_mask
 from fastvae.ops.masked_conv2d_taps import named_taps, taps_of
 
@@ -116,10 +117,14 @@ class MaskedConv2d(nn.Conv2d):
         return self.mask_name or self.given_mask
 
     def forward(self, x: Tensor) -> Tensor:
-        check_arguments(x, self.weight, self.bias, self.dilation[0])
-        return masked_conv2d_by_taps(
-            x, self.weight, self.bias, self._taps, self.mask, self.dilation[0], self.num_colours
-        )
+        weight, bias, dilation, colours = self.weight, self.bias, self.dilation[0], self.num_colours
+        key = key_of("plain", self.mask_name, dilation, colours, x, weight, bias)
+        if (call := known_call(key)) is not None:
+            return call(x, weight, bias)
+        check_arguments(x, weight, bias, dilation)
+        if key is not None and x.ndim == 4:
+            return decide(key, x, weight, self._taps, self.mask_name, dilation, colours)(x, weight, bias)
+        return masked_conv2d_by_taps(x, weight, bias, self._taps, self.mask, dilation, colours)
 
     def extra_repr(self) -> str:
         mask = "given" if self.mask_name is None else repr(self.mask_name)

@@ -57,7 +57,8 @@ def elbo(
             (and the arguments allow it: a ``model``, and the plain estimator).
         estimator: ``"elbo"`` differentiates the value as it is. ``"stl"`` leaves q's own parameters out of log q
             (Roeder, Wu, Duvenaud: "Sticking the landing", 2017): the same gradient in expectation, and without noise
-            where q is the posterior. It estimates the KL.
+            where q is the posterior. It estimates the KL. Prefer it for a mixture, a VampPrior or a flow as the
+            prior: there the value is estimated anyway, and the noise of ``"elbo"`` may cost more than the prior gains.
 
     Returns:
         (N,) nats, differentiable by reparameterisation.

@@ -7,7 +7,8 @@ from fastvae import reference
 from fastvae.reference.masked_conv2d import NamedMask
 
 from ._dispatch import autocast_dtype, choose, is_transformed, must_use_definition, runs_as_written
-from .masked_conv2d import kernels_are_faster, masked_conv2d_by_taps, taps_for, why_not_kernels
+from .masked_conv2d import decide, kernels_are_faster, masked_conv2d_by_taps, taps_for, why_not_kernels
+from .masked_conv2d_calls import key_of, known_call
 from .masked_conv2d_checks import check_arguments, check_mask, check_tensor
 from .masked_conv2d_operators import (
     convolve_window,
@@ -20,7 +21,7 @@ from .masked_conv2d_operators import (
 )
 from .masked_conv2d_taps import Taps, live_window
 
-__all__ = ["check_gated", "gated_masked_conv2d", "gated_masked_conv2d_by_taps"]
+__all__ = ["check_gated", "gate_in_place", "gated_masked_conv2d", "gated_masked_conv2d_by_taps"]
 
 
 def gated_masked_conv2d(
@@ -62,10 +63,17 @@ def gated_masked_conv2d(
         >>> gated_masked_conv2d(x, weight, condition=torch.zeros(2, 10), mask="A").shape
         torch.Size([2, 5, 8, 8])
     """
-    check_arguments(x, weight, bias, dilation)
-    check_mask(mask, weight, 1)
-    check_gated(x, weight, condition)
-    return gated_masked_conv2d_by_taps(x, weight, bias, condition, taps_for(mask, weight, 1), mask, dilation)
+    key = key_of("gated", mask, dilation, 1, x, weight, bias, condition)
+    call = known_call(key)
+    if call is None:
+        check_arguments(x, weight, bias, dilation)
+        check_mask(mask, weight, 1)
+        check_gated(x, weight, condition)
+        taps = taps_for(mask, weight, 1)
+        if key is None:
+            return gated_masked_conv2d_by_taps(x, weight, bias, condition, taps, mask, dilation)
+        call = decide(key, x, weight, taps, mask, dilation)
+    return gate_in_place(call(x, weight, bias), condition)
 
 
 def check_gated(x: Tensor, weight: Tensor, condition: Tensor | None) -> None:
@@ -108,10 +116,10 @@ def gated_masked_conv2d_by_taps(
         where = (taps.live, taps.above, taps.before, dilation)
         return _forward(x, window, bias, condition, *where, save)[0]
     h = masked_conv2d_by_taps(x, weight, bias, taps, mask, dilation)
-    return _gate_in_place(h, condition) if runs_as_written() else reference.gate(h, condition)
+    return gate_in_place(h, condition) if runs_as_written() else reference.gate(h, condition)
 
 
-def _gate_in_place(h: Tensor, condition: Tensor | None) -> Tensor:
+def gate_in_place(h: Tensor, condition: Tensor | None) -> Tensor:
     """:func:`fastvae.reference.gate` in the memory of ``h``, which is nobody else's, with the same bits."""
     if condition is not None:
         h = h.add_(condition[:, :, None, None] if condition.ndim == 2 else condition)

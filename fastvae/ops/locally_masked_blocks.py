@@ -17,11 +17,11 @@ from torch.nn.grad import conv2d_weight
 
 from .locally_masked_plan import Block, kept_bits, mirrored, plan_blocks, static_taps
 
-__all__ = ["FEWEST_CHANNELS", "forward", "grad_input", "grad_weight", "layout", "linear"]
+__all__ = ["FEWEST_CHANNELS", "forward", "grad_input", "grad_weight", "layout", "linear", "rows_of", "static"]
 
 FEWEST_CHANNELS = 12  # of a row that is worth gathering
 _CHUNK_BYTES = 1 << 20  # of the images that are computed together: they and what is gathered stay in the caches
-_COLUMN_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}  # of images that are unfolded together
+_COLUMN_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}  # of images that are unfolded together
 _FEWEST_ROWS = 64  # of a product for oneDNN
 
 
@@ -30,7 +30,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilati
     size = weight.shape[-1]
     taps = None if x.is_cuda else static_taps(mask, size, dilation)
     if taps is not None:
-        return _static(x, weight, bias, taps, dilation).contiguous(memory_format=layout(x))
+        return static(x, weight, bias, taps, dilation).contiguous(memory_format=layout(x))
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
     packed = weight.flatten(2).transpose(1, 2).contiguous()  # (C_out, k * k, C_in)
@@ -175,22 +175,30 @@ def _unfolded(x: Tensor, mask: Tensor, kernel_size: int, dilation: int) -> Itera
     Channels come last, so that a row of the kernel is one piece of memory. The memory of the rows is used again: they
     are valid until the next are asked for.
     """
-    channels, height, width = x.shape[1:]
-    border = kernel_size // 2 * dilation
     memory = x.new_empty(0)
     for part in _parts(x.shape[0], x[0].numel() * kernel_size**2, x):
-        keep = kept_bits(mask if mask.ndim == 2 else mask[part], kernel_size, x.element_size(), channels)
-        framed = F.pad(x[part], (border,) * 4).permute(0, 2, 3, 1).contiguous()  # (n, H + 2 border, W + 2 border, C)
-        image, row, column, one = framed.stride()
-        shape = (len(framed), height, width, kernel_size, kernel_size, channels)
-        seen = framed.as_strided(shape, (image, row, column, row * dilation, column * dilation, one))
-        memory = memory if len(memory) >= len(framed) else x.new_empty(shape)
-        out = memory[: len(framed)]
-        torch.bitwise_and(seen.view(keep.dtype), keep, out=out.view(keep.dtype))
-        yield part, out.view(-1, kernel_size**2 * channels)
+        some = x[part]
+        shape = (len(some), *x.shape[2:], kernel_size, kernel_size, x.shape[1])
+        memory = memory if len(memory) >= len(some) else x.new_empty(shape)
+        masks = mask if mask.ndim == 2 else mask[part]
+        keep = kept_bits(masks, kernel_size, x.element_size(), x.shape[1])
+        yield part, rows_of(some, keep, kernel_size, dilation, out=memory[: len(some)])
 
 
-def _static(x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor, dilation: int) -> Tensor:
+def rows_of(x: Tensor, keep: Tensor, kernel_size: int, dilation: int, *, out: Tensor | None = None) -> Tensor:
+    """(n, C, H, W) -> (n * H * W, k * k * C), zero where ``kept_bits`` are, in the memory of ``out`` if given."""
+    channels, height, width = x.shape[1:]
+    border = kernel_size // 2 * dilation
+    framed = F.pad(x, (border,) * 4).permute(0, 2, 3, 1).contiguous()  # (n, H + 2 border, W + 2 border, C)
+    image, row, column, one = framed.stride()
+    shape = (len(framed), height, width, kernel_size, kernel_size, channels)
+    seen = framed.as_strided(shape, (image, row, column, row * dilation, column * dilation, one))
+    out = x.new_empty(shape) if out is None else out
+    torch.bitwise_and(seen.view(keep.dtype), keep, out=out.view(keep.dtype))
+    return out.view(-1, kernel_size**2 * channels)
+
+
+def static(x: Tensor, weight: Tensor, bias: Tensor | None, taps: Tensor, dilation: int) -> Tensor:
     """An ordinary convolution with the smallest kernel that has all ``taps``."""
     rows, cols, padding, extra = _cropped(taps, dilation)
     small = (weight * taps.view(weight.shape[2:]))[:, :, rows, cols]

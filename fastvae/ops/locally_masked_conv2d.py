@@ -1,26 +1,27 @@
 """``locally_masked_conv2d``: convolution for autoregressive models in any generation order."""
 
 import os
+from collections.abc import Hashable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastvae import reference
-from fastvae.reference.locally_masked_conv2d import masked_columns
 
 from . import locally_masked_blocks as blocks
-from ._dispatch import autocast_dtype, choose, is_transformed, must_use_definition, runs_as_written
+from ._dispatch import autocast_dtype, choose, is_transformed, must_use_definition
 from ._memory import keep_freed_memory
-from .locally_masked_plan import kept_columns, sources_of
+from .locally_masked_small import plain_grad_input, plain_grad_weight, small_conv2d
+from .masked_conv2d_calls import key_of
 from .masked_conv2d_checks import check_tensor
 from .tap_bits import LARGEST_KERNEL, mirror_tap_bits
 
 __all__ = ["locally_masked_conv2d"]
 
 _SMALL = 1 << 20  # elements of the unfolded input, below which plans and operators cost more than they save
-_FEWEST_TO_GATHER = {False: 1 << 19, True: 1 << 17}  # and below which gathering does too, with a gradient or without
+_MOST_KNOWN = 256
+_small_calls: set[Hashable] = set()  # what calls looked like that have been checked and found to be small
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -31,8 +32,9 @@ def locally_masked_conv2d(
 
     Equal to ``weight.flatten(1) @ (F.unfold(x, k, padding=k // 2 * dilation, dilation=dilation) * live)`` plus the
     bias, where ``live`` (C_in * k * k, H * W) has the bits of ``mask``, repeated for each channel; but nothing of the
-    size of the unfolded input is ever stored, not for the backward pass either. One set of weights serves any order
-    in which pixels are generated: make masks with :func:`fastvae.ops.tap_bits`.
+    size of the unfolded input is ever stored, not for the backward pass either. Only where that is small, on the CPU
+    below 2**20 elements (4 MiB of float32), it is stored, masked: once forward and once more for the gradient of x.
+    One set of weights serves any order in which pixels are generated: make masks with :func:`fastvae.ops.tap_bits`.
     Jain, Abbeel, Pathak: "Locally masked convolution for autoregressive models" (2020), section 3.
 
     Args:
@@ -59,7 +61,16 @@ def locally_masked_conv2d(
         tensor([[0., 1., 1.],
                 [3., 4., 2.]])
     """
+    key = key_of("locally masked", "B", dilation, 1, x, weight, bias) if type(mask) is Tensor else None
+    facts = None if key is None else (key, mask.shape, mask.dtype, mask.is_cpu)
+    if facts in _small_calls:
+        return small_conv2d(x, weight, bias, mask, dilation)
     _check(x, weight, bias, mask, dilation)
+    if facts is not None and x.ndim == 4 and 0 < x.numel() * weight.shape[-1] ** 2 < _SMALL:
+        if len(_small_calls) >= _MOST_KNOWN:
+            _small_calls.clear()
+        _small_calls.add(facts)
+        return small_conv2d(x, weight, bias, mask, dilation)
     if x.ndim == 3:
         return locally_masked_conv2d(x[None], weight, bias, mask=mask, dilation=dilation)[0]
     if (dtype := autocast_dtype(x)) is not None:
@@ -68,63 +79,7 @@ def locally_masked_conv2d(
     backend = choose(x, weight, mask, unsupported=unsupported)
     if must_use_definition(x, weight) or not x.numel():
         return reference.locally_masked_conv2d(x, weight, bias, mask, dilation)
-    elements = x.numel() * weight.shape[-1] ** 2
-    if backend == "torch" and x.device.type == "cpu" and elements < _SMALL and runs_as_written():
-        least = _FEWEST_TO_GATHER[torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)]
-        gathers = elements >= least and x.shape[1] >= blocks.FEWEST_CHANNELS
-        return (_gathered if gathers else _unfolded)(x, weight, bias, mask, dilation)
     return _forward(x, weight, bias, mask, dilation, backend == "triton")
-
-
-# Plain differentiable operations, the fastest where there is little.
-
-
-def _unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
-    """The definition with a remembered mask, the bias in the product."""
-    size = weight.shape[-1]
-    columns = F.unfold(x, size, padding=size // 2 * dilation, dilation=dilation)  # (N, C_in * k * k, H * W)
-    keep = kept_columns(mask, size, x.element_size())
-    if columns.requires_grad:
-        columns = _Cut.apply(columns, keep)
-    else:
-        by_bits(columns, keep).bitwise_and_(keep)
-    flat = weight.flatten(1).expand(len(columns), -1, -1)
-    y = flat.bmm(columns) if bias is None else torch.baddbmm(bias[:, None], flat, columns)
-    return y.unflatten(2, x.shape[2:]).contiguous(memory_format=blocks.layout(x))
-
-
-def by_bits(columns: Tensor, keep: Tensor) -> Tensor:
-    """(N, C_in * k * k, H * W) floating point numbers as (N, C_in, k * k, H * W) whole ones, in the same memory."""
-    return columns.view(keep.dtype).unflatten(1, (-1, keep.shape[2]))
-
-
-class _Cut(torch.autograd.Function):
-    """Zero where ``keep`` has no bits, also for numbers that are infinite; faster than filling by a mask."""
-
-    @staticmethod
-    def forward(ctx: Any, columns: Tensor, keep: Tensor) -> Tensor:
-        ctx.keep = keep
-        return by_bits(columns, keep).bitwise_and(keep).flatten(1, 2).view(columns.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        if is_transformed():
-            dead = (ctx.keep == 0).expand(-1, grad.shape[1] // ctx.keep.shape[2], -1, -1).flatten(1, 2)
-            return grad.masked_fill(dead, 0), None
-        return _Cut.apply(grad.contiguous(), ctx.keep), None
-
-
-def _gathered(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
-    """All of it in one gather and one product."""
-    batch, _, height, width = x.shape
-    rows = F.pad(x.flatten(2), (0, 1)).transpose(1, 2).flatten(0, 1)  # (N * (H * W + 1), C_in): zeros end each image
-    images = torch.arange(batch)[:, None, None] * (height * width + 1)
-    sources = sources_of(mask, weight.shape[-1], dilation) + images  # (N, H * W, k * k)
-    columns = rows.index_select(0, sources.flatten()).view(batch * height * width, -1)
-    flat = weight.flatten(2).transpose(1, 2).flatten(1)
-    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    y = (F.linear if recorded else blocks.linear)(columns, flat, bias).view(batch, height * width, -1)
-    return y.transpose(1, 2).unflatten(2, (height, width)).contiguous(memory_format=blocks.layout(x))
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> None:
@@ -231,18 +186,15 @@ def _forward_of(x: Tensor, weight: Tensor, mask: Tensor, dilation: int, use_kern
 
 
 def _grad_input_of(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
-    if not is_transformed():
-        return _grad_input(grad_y, weight, mask, dilation, use_kernels)
-    seen_by = mirror_tap_bits(mask, weight.shape[-1], dilation)
-    mirrored = weight.flip(2, 3).transpose(0, 1)
-    return reference.locally_masked_conv2d(grad_y, mirrored, None, seen_by, dilation)
+    if is_transformed():
+        return plain_grad_input(grad_y, weight, mask, dilation)
+    return _grad_input(grad_y, weight, mask, dilation, use_kernels)
 
 
 def _grad_weight_of(x: Tensor, grad_y: Tensor, size: int, mask: Tensor, dilation: int, use_kernels: bool) -> Tensor:
-    if not is_transformed():
-        return _grad_weight(x, grad_y, size, mask, dilation, use_kernels)
-    product = grad_y.flatten(2) @ masked_columns(x, size, mask, dilation).transpose(1, 2)  # (N, C_out, C_in * k * k)
-    return product.sum(0).unflatten(1, (x.shape[1], size, size))
+    if is_transformed():
+        return plain_grad_weight(x, grad_y, size, mask, dilation)
+    return _grad_weight(x, grad_y, size, mask, dilation, use_kernels)
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

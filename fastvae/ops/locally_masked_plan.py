@@ -14,7 +14,7 @@ from fastvae.reference.locally_masked_conv2d import unpack_tap_bits
 
 from .tap_bits import mirror_tap_bits, neighbours, pack_tap_bits
 
-__all__ = ["INTEGERS", "Block", "kept_bits", "kept_columns", "mirrored", "plan_blocks", "sources_of", "static_taps"]
+__all__ = ["INTEGERS", "Block", "kept_bits", "mirrored", "plan_blocks", "sources_of", "static_taps", "taps_or_bits"]
 
 _FEWEST_PRODUCTS = 1 << 20  # a block is as large as to save this many for each tap that it does not need
 _FEWEST_ROWS = 256
@@ -76,13 +76,6 @@ def kept_bits(mask: Tensor, kernel_size: int, element_size: int, channels: int) 
 
 
 @_cached
-def kept_columns(mask: Tensor, kernel_size: int, element_size: int) -> Tensor:
-    """(1 or N, 1, k * k, H * W), as ``kept_bits`` for the columns of an unfolded image."""
-    live = unpack_tap_bits(mask, kernel_size).flatten(-2)  # (k * k, H * W) or (N, k * k, H * W)
-    return -live.to(INTEGERS[element_size]).view(-1, 1, *live.shape[-2:])
-
-
-@_cached
 def sources_of(mask: Tensor, kernel_size: int, dilation: int) -> Tensor:
     """(1 or N, H * W, k * k): which row of an image and one more row of zeros each tap sees."""
     height, width = mask.shape[-2:]
@@ -96,6 +89,15 @@ def static_taps(mask: Tensor, kernel_size: int, dilation: int) -> Tensor | None:
     live, inside = _live_and_inside(mask, kernel_size, dilation)
     taps = live.flatten(0, 1).any(0)
     return taps if bool((live == (inside & taps)).all()) else None
+
+
+@_cached
+def taps_or_bits(
+    mask: Tensor, kernel_size: int, dilation: int, element_size: int, channels: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """``static_taps``, or ``kept_bits`` where there are none, found together."""
+    taps = static_taps(mask, kernel_size, dilation)
+    return taps, kept_bits(mask, kernel_size, element_size, channels) if taps is None else None
 
 
 @_cached

@@ -1,5 +1,6 @@
 """``masked_conv2d``: the convolution of autoregressive image models, without the work that its mask throws away."""
 
+from collections.abc import Hashable
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from fastvae.reference.masked_conv2d import Mask, NamedMask
 
 from ._dispatch import HAS_TRITON, autocast_dtype, choose, constant_when_compiled, must_use_definition
 from ._memory import keep_freed_memory
+from .masked_conv2d_calls import Call, key_of, known_call, remember_call
 from .masked_conv2d_checks import check_arguments, check_mask
 from .masked_conv2d_operators import KERNEL_DTYPES, convolve_window, masked_conv2d_forward
 from .masked_conv2d_taps import Taps, live_window, named_taps, remembered_mask, taps_of
@@ -17,6 +19,7 @@ from .masked_conv2d_taps import Taps, live_window, named_taps, remembered_mask, 
 __all__ = [
     "Mask",
     "NamedMask",
+    "decide",
     "kernels_are_faster",
     "masked_conv2d",
     "masked_conv2d_by_taps",
@@ -25,13 +28,12 @@ __all__ = [
     "why_not_kernels",
 ]
 
-# cropping copies the input and the weight: it pays above these numbers of saved products, and below them the definition
-# is the fastest. Two cores, k=3, 28x28, batch 16, times faster than the masked weight, forward / with backward:
-# C=16 1.03 / 1.07 (channels_last 1.04 / 1.10), C=24 1.18 / 1.20 (1.22 / 1.26), C=32 1.16 / 1.24 (1.23 / 1.25), C=48
-# 1.27 / 1.26 (1.30 / 1.33). Without keep_freed_memory every copy is made in fresh pages, and small ones lose: C=24
-# 0.60 / 0.83, C=32 0.86 / 0.89.
-_SAVED_PER_INPUT = 45
-_SAVED_IN_TOTAL = 300_000
+# cropping copies the input and a part of the weight: it pays above these numbers of saved products, and below them the
+# definition is the fastest: k=3, 28x28, times faster than the masked weight, forward on one core: one image C=16 (0.6
+# million saved) 1.17, C=32 (2.4) 1.48, C=64 (9.6) 1.32, but on two 0.93 and 0.93; batch 2 C=8 (0.3) 0.89, C=16 (1.2)
+# 0.91, C=32 (4.8) 1.30
+_SAVED_PER_INPUT = 24
+_SAVED_IN_TOTAL, _SAVED_IN_ONE_IMAGE = 2_000_000, 12_000_000
 
 
 def masked_conv2d(
@@ -80,10 +82,25 @@ def masked_conv2d(
                 [2., 4., 3.],
                 [2., 4., 3.]])
     """
+    key = key_of("plain", mask, dilation, num_colours, x, weight, bias)
+    if (call := known_call(key)) is not None:
+        return call(x, weight, bias)
     check_arguments(x, weight, bias, dilation)
     check_mask(mask, weight, num_colours)
     taps = taps_for(mask, weight, num_colours)
+    if key is not None and x.ndim == 4:
+        return decide(key, x, weight, taps, mask, dilation, num_colours)(x, weight, bias)
     return masked_conv2d_by_taps(x, weight, bias, taps, mask, dilation, num_colours)
+
+
+def decide(
+    key: Hashable, x: Tensor, weight: Tensor, taps: Taps, mask: Any, dilation: int, num_colours: int = 1
+) -> Call:
+    """How every call with this key is computed from now on; the arguments have been checked."""
+    crops = pays_to_crop(x, weight, taps)
+    if crops:
+        keep_freed_memory()  # of the cropped copies
+    return remember_call(key, x, weight, taps, mask, dilation, num_colours, crops)
 
 
 def taps_for(mask: NamedMask | Tensor, weight: Tensor, num_colours: int) -> Taps:
@@ -152,4 +169,5 @@ def pays_to_crop(x: Tensor, weight: Tensor, taps: Taps) -> bool:
     if x.is_cuda or rows * columns == 1:
         return True
     saved = out_channels * (rows * columns - taps.rows * taps.columns)  # products per input
-    return saved * x.numel() >= _SAVED_IN_TOTAL and saved >= _SAVED_PER_INPUT
+    least = _SAVED_IN_ONE_IMAGE if x.shape[0] == 1 else _SAVED_IN_TOTAL
+    return saved * x.numel() >= least and saved >= _SAVED_PER_INPUT

@@ -11,7 +11,8 @@ from fastvae.reference.masked_conv2d import NamedMask
 from fastvae.reference.masked_residual import Activation
 
 from ._dispatch import autocast_dtype, choose, is_transformed, must_use_definition, runs_as_written
-from .masked_conv2d import kernels_are_faster, masked_conv2d_by_taps, taps_for, why_not_kernels
+from .masked_conv2d import decide, kernels_are_faster, masked_conv2d_by_taps, taps_for, why_not_kernels
+from .masked_conv2d_calls import key_of, known_call
 from .masked_conv2d_checks import check_arguments, check_mask, check_tensor
 from .masked_conv2d_operators import (
     convolve_window,
@@ -25,6 +26,8 @@ from .masked_conv2d_operators import (
 from .masked_conv2d_taps import live_window
 
 __all__ = ["Activation", "masked_residual"]
+
+_ACTIVATIONS = get_args(Activation)
 
 
 def masked_residual(
@@ -63,6 +66,10 @@ def masked_residual(
         tensor([[10., 11.],
                 [12., 13.]])
     """
+    key = key_of("residual", mask, dilation, 1, x, weight, bias, residual)
+    call = known_call(key)
+    if call is not None and activation in _ACTIVATIONS:
+        return _add_activated(call(x, weight, bias), residual, activation, layout_of(x))
     check_arguments(x, weight, bias, dilation)
     check_mask(mask, weight, 1)
     check_tensor("residual", residual, x)
@@ -71,9 +78,12 @@ def masked_residual(
     expected = (x.shape[0], weight.shape[0], *x.shape[2:])
     if tuple(residual.shape) != expected:
         raise ValueError(f"residual must have the shape of the result, {expected}, got {tuple(residual.shape)}")
-    if activation not in get_args(Activation):
-        raise ValueError(f"activation must be one of {get_args(Activation)}, got {activation!r}")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation must be one of {_ACTIVATIONS}, got {activation!r}")
     taps = taps_for(mask, weight, 1)
+    if key is not None:
+        h = decide(key, x, weight, taps, mask, dilation)(x, weight, bias)
+        return _add_activated(h, residual, activation, layout_of(x))
     if (dtype := autocast_dtype(x)) is not None:
         x, weight, residual = x.to(dtype), weight.to(dtype), residual.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -87,13 +97,17 @@ def masked_residual(
         where = (taps.live, taps.above, taps.before, dilation)
         return _forward(x, window, bias, residual, activation, *where, save)[0]
     h = masked_conv2d_by_taps(x, weight, bias, taps, mask, dilation)
-    if not runs_as_written():
-        y = residual + reference.activate(h, activation)
-    elif h.requires_grad:
-        y = residual + _activate_in_place(h, activation)
-    else:
-        y = _activate_in_place(h, activation).add_(residual)
+    if runs_as_written():
+        return _add_activated(h, residual, activation, layout_of(x))
+    y = residual + reference.activate(h, activation)
     return y.contiguous(memory_format=layout_of(x))  # a sum takes the layout of its first term
+
+
+def _add_activated(h: Tensor, residual: Tensor, activation: Activation, layout: torch.memory_format) -> Tensor:
+    """In the memory of ``h``, which is nobody else's, as far as a gradient allows it."""
+    a = _activate_in_place(h, activation)
+    y = residual + a if h.requires_grad else a.add_(residual)
+    return y.contiguous(memory_format=layout)
 
 
 def _activate_in_place(h: Tensor, activation: Activation) -> Tensor:

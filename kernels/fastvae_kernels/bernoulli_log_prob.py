@@ -6,23 +6,50 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import loadable, softplus
+from .likelihood_terms import (
+    columns_of,
+    exp,
+    fills_tiles,
+    join_log1p,
+    loadable,
+    log1p_joined,
+    num_tiles,
+    rows_of,
+    sigmoid,
+)
 
 __all__ = ["Config", "bernoulli_log_prob_backward", "bernoulli_log_prob_forward", "config"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Launch configuration of both kernels."""
+    """Launch configuration of both kernels.
+
+    Attributes:
+        one_datum: whether all rows of a tile are samples of one datapoint, whose values are loaded once.
+    """
 
     block_rows: int
     block_cols: int
     num_warps: int
+    one_datum: bool
 
 
-def config(num_cols: int) -> Config:
+def config(num_rows: int, num_data: int, num_cols: int) -> Config:
     """The configuration for rows of ``num_cols``; no timing at run time."""
-    return Config(block_rows=4, block_cols=min(1024, triton.next_power_of_2(num_cols)), num_warps=4)
+    cols = columns_of(num_cols, 256)
+    rows = max(1, min(1024 // cols, triton.next_power_of_2(num_rows)))
+    return Config(rows, cols, num_warps=4, one_datum=fills_tiles(num_rows, num_data, rows))
+
+
+@triton.jit
+def _signs(x_ptr, datum, cols, is_col, NUM_COLS: tl.constexpr, ONE_DATUM: tl.constexpr):
+    """1 - 2 x, of every row or of all: -log p(x) is the softplus of the logits times these."""
+    if ONE_DATUM:
+        x = tl.load(x_ptr + datum * NUM_COLS + cols, mask=is_col, other=0)[None, :]
+    else:
+        x = tl.load(x_ptr + datum[:, None] * NUM_COLS + cols[None, :], mask=is_col[None, :], other=0)
+    return 1.0 - 2.0 * x.to(tl.float32)
 
 
 @triton.jit
@@ -38,17 +65,24 @@ def _forward_kernel(
     NUM_COLS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    data = rows % num_data  # the data repeat: one block of them for every importance sample
+    rows, is_row, datum = rows_of(num_rows, num_data, ONE_DATUM, BLOCK_ROWS)
+    loaded = tl.minimum(rows, num_rows - 1)  # no mask
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
-    for start in range(0, NUM_COLS, BLOCK_COLS):
-        cols = start + tl.arange(0, BLOCK_COLS)
-        live = (rows < num_rows)[:, None] & (cols < NUM_COLS)[None, :]
-        logits = tl.load(logits_ptr + rows[:, None] * NUM_COLS + cols[None, :], mask=live, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + data[:, None] * NUM_COLS + cols[None, :], mask=live, other=0).to(tl.float32)
-        total += tl.where(live, softplus((1.0 - 2.0 * x) * logits), 0.0)
-    tl.store(total_ptr + rows, -tl.sum(total, axis=1), mask=rows < num_rows)
+    for chunk in range(0, NUM_COLS, 64 * BLOCK_COLS):  # as many as can be joined
+        joined = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+        for start in range(chunk, tl.minimum(chunk + 64 * BLOCK_COLS, NUM_COLS), BLOCK_COLS):
+            cols = start + tl.arange(0, BLOCK_COLS)
+            is_col = cols < NUM_COLS
+            # beyond the last column a certain 0
+            index = loaded[:, None] * NUM_COLS + cols[None, :]
+            logits = tl.load(logits_ptr + index, mask=is_col[None, :], other=float("-inf")).to(tl.float32)
+            t = logits * _signs(x_ptr, datum, cols, is_col, NUM_COLS, ONE_DATUM)
+            total += tl.maximum(t, 0.0)
+            joined = join_log1p(joined, exp(-tl.abs(t)))
+        total += log1p_joined(joined)
+    tl.store(total_ptr + rows, -tl.sum(total, axis=1), mask=is_row)
 
 
 @triton.jit
@@ -65,18 +99,19 @@ def _backward_kernel(
     NUM_COLS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    data = rows % num_data
-    grad = tl.load(grad_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+    rows, is_row, datum = rows_of(num_rows, num_data, ONE_DATUM, BLOCK_ROWS)
+    grad = tl.load(grad_ptr + rows, mask=is_row, other=0.0).to(tl.float32)
+    loaded = tl.minimum(rows, num_rows - 1)  # no mask
     for start in range(0, NUM_COLS, BLOCK_COLS):
         cols = start + tl.arange(0, BLOCK_COLS)
-        live = (rows < num_rows)[:, None] & (cols < NUM_COLS)[None, :]
-        index = rows[:, None] * NUM_COLS + cols[None, :]
-        logits = tl.load(logits_ptr + index, mask=live, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + data[:, None] * NUM_COLS + cols[None, :], mask=live, other=0).to(tl.float32)
-        sign = 1.0 - 2.0 * x
-        tl.store(grad_logits_ptr + index, -grad[:, None] * sign * tl.sigmoid(sign * logits), mask=live)
+        is_col = cols < NUM_COLS
+        index = loaded[:, None] * NUM_COLS + cols[None, :]
+        logits = tl.load(logits_ptr + index, mask=is_col[None, :], other=0.0).to(tl.float32)
+        signs = _signs(x_ptr, datum, cols, is_col, NUM_COLS, ONE_DATUM)
+        slope = -grad[:, None] * signs * sigmoid(signs * logits)
+        tl.store(grad_logits_ptr + index, slope, mask=is_row[:, None] & is_col[None, :])
 
 
 def bernoulli_log_prob_forward(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -85,8 +120,8 @@ def bernoulli_log_prob_forward(x: torch.Tensor, logits: torch.Tensor) -> torch.T
     total = torch.zeros(num_rows, device=logits.device, dtype=torch.float32)
     if logits.numel() == 0:
         return total
-    c = config(num_cols)
-    _forward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
+    c = config(num_rows, x.shape[0], num_cols)
+    _forward_kernel[(num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum),)](
         x_ptr=loadable(x),
         logits_ptr=logits,
         total_ptr=total,
@@ -95,6 +130,7 @@ def bernoulli_log_prob_forward(x: torch.Tensor, logits: torch.Tensor) -> torch.T
         NUM_COLS=num_cols,
         BLOCK_ROWS=c.block_rows,
         BLOCK_COLS=c.block_cols,
+        ONE_DATUM=c.one_datum,
         num_warps=c.num_warps,
         enable_fp_fusion=True,
     )
@@ -107,8 +143,8 @@ def bernoulli_log_prob_backward(x: torch.Tensor, logits: torch.Tensor, grad: tor
     grad_logits = torch.empty_like(logits)
     if logits.numel() == 0:
         return grad_logits
-    c = config(num_cols)
-    _backward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
+    c = config(num_rows, x.shape[0], num_cols)
+    _backward_kernel[(num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum),)](
         x_ptr=loadable(x),
         logits_ptr=logits,
         grad_ptr=grad,
@@ -118,6 +154,7 @@ def bernoulli_log_prob_backward(x: torch.Tensor, logits: torch.Tensor, grad: tor
         NUM_COLS=num_cols,
         BLOCK_ROWS=c.block_rows,
         BLOCK_COLS=c.block_cols,
+        ONE_DATUM=c.one_datum,
         num_warps=c.num_warps,
         enable_fp_fusion=True,
     )

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import loadable
+from .likelihood_terms import exp, loadable
 
 __all__ = ["Config", "categorical_log_prob_backward", "categorical_log_prob_forward", "config"]
 
@@ -20,19 +20,17 @@ class Config:
     num_warps: int
 
 
-def config(num_values: int, num_levels: int, sites: int) -> Config:
-    """The configuration for rows of values, ``sites`` of which are neighbours in memory; no timing at run time."""
+def config(num_values: int, num_levels: int, sites: int, size: int, *, is_backward: bool) -> Config:
+    """The configuration for rows of values, ``sites`` of which are neighbours in memory, and logits of ``size`` bytes;
+    no timing at run time."""
+    most_values, most_levels = triton.next_power_of_2(num_values), triton.next_power_of_2(num_levels)
     if sites == 1:  # the levels are neighbours
-        levels = min(256, triton.next_power_of_2(num_levels))
-        return Config(
-            block_values=min(2048 // levels, triton.next_power_of_2(num_values)), block_levels=levels, num_warps=4
-        )
-    # few values at a time: their logits stay in the first cache for the second walk of the backward pass
-    return Config(
-        block_values=min(64, triton.next_power_of_2(num_values)),
-        block_levels=min(32, triton.next_power_of_2(num_levels)),
-        num_warps=4,
-    )
+        levels = min(256, most_levels)
+        return Config(block_values=min(4096 // levels, most_values), block_levels=levels, num_warps=4)
+    if is_backward:  # few values at a time: their logits stay in the first cache for the second walk
+        return Config(block_values=min(64, most_values), block_levels=min(32, most_levels), num_warps=4)
+    # a thread has all levels of some values, as many as it loads at once, and needs no other one for their sum
+    return Config(block_values=min(512 // size, most_values), block_levels=min(2 * size, most_levels), num_warps=1)
 
 
 @triton.jit
@@ -46,7 +44,6 @@ def _offsets(
 
 @triton.jit
 def _normalize(
-    x,
     logits_ptr,
     row,
     values,
@@ -56,21 +53,18 @@ def _normalize(
     BLOCK_VALUES: tl.constexpr,
     BLOCK_LEVELS: tl.constexpr,
 ):
-    """(m, s, l_x) of each value: log sum exp = m + log s, and the logit of its level; -inf where it is no level."""
+    """(m, s) of each value: log sum exp = m + log s."""
     maximum = tl.full([BLOCK_VALUES], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_VALUES], tl.float32)
-    chosen = tl.full([BLOCK_VALUES], float("-inf"), tl.float32)
     for start in range(0, NUM_LEVELS, BLOCK_LEVELS):
         levels = start + tl.arange(0, BLOCK_LEVELS)
         index, live = _offsets(row, values, levels, NUM_VALUES, NUM_LEVELS, SITES)
         logits = tl.load(logits_ptr + index, mask=live, other=float("-inf")).to(tl.float32)
         new = tl.maximum(maximum, tl.max(logits, axis=1))
         shift = tl.where(new == float("-inf"), 0.0, new)  # only zeros so far: -inf - -inf would be nan
-        total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(logits - shift[:, None]), axis=1)
-        is_chosen = levels.to(tl.float32)[None, :] == x[:, None]
-        chosen = tl.maximum(chosen, tl.max(tl.where(is_chosen & live, logits, float("-inf")), axis=1))
+        total = total * exp(maximum - shift) + tl.sum(exp(logits - shift[:, None]), axis=1)
         maximum = new
-    return maximum, total, chosen
+    return maximum, total
 
 
 @triton.jit
@@ -93,9 +87,12 @@ def _forward_kernel(
     values = (tl.program_id(0) % num_blocks) * BLOCK_VALUES + tl.arange(0, BLOCK_VALUES)
     data = (row % num_data) * NUM_VALUES + values  # the data repeat: one block of them for every importance sample
     x = tl.load(x_ptr + data, mask=values < NUM_VALUES, other=0).to(tl.float32)
-    maximum, total, chosen = _normalize(
-        x, logits_ptr, row, values, NUM_VALUES, NUM_LEVELS, SITES, BLOCK_VALUES, BLOCK_LEVELS
-    )
+    maximum, total = _normalize(logits_ptr, row, values, NUM_VALUES, NUM_LEVELS, SITES, BLOCK_VALUES, BLOCK_LEVELS)
+    # the logit of the value's level, -inf where it is no level
+    is_level = (x >= 0.0) & (x < NUM_LEVELS) & (x == tl.floor(x))
+    first = (row * NUM_VALUES + (values // SITES) * SITES) * NUM_LEVELS + values % SITES
+    chosen_ptr = logits_ptr + first + tl.where(is_level, x, 0.0).to(tl.int32) * SITES
+    chosen = tl.load(chosen_ptr, mask=is_level & (values < NUM_VALUES), other=float("-inf")).to(tl.float32)
     # in this order: the difference is exact where logits are large
     terms = tl.where(values < NUM_VALUES, (chosen - maximum) - tl.log(total), 0.0)
     tl.store(partial_ptr + tl.program_id(0), tl.sum(terms, axis=0))
@@ -122,9 +119,7 @@ def _backward_kernel(
     values = (tl.program_id(0) % num_blocks) * BLOCK_VALUES + tl.arange(0, BLOCK_VALUES)
     data = (row % num_data) * NUM_VALUES + values
     x = tl.load(x_ptr + data, mask=values < NUM_VALUES, other=0).to(tl.float32)
-    maximum, total, _ = _normalize(
-        x, logits_ptr, row, values, NUM_VALUES, NUM_LEVELS, SITES, BLOCK_VALUES, BLOCK_LEVELS
-    )
+    maximum, total = _normalize(logits_ptr, row, values, NUM_VALUES, NUM_LEVELS, SITES, BLOCK_VALUES, BLOCK_LEVELS)
     log_total = tl.log(total)
     is_level = (x >= 0.0) & (x < NUM_LEVELS) & (x == tl.floor(x))
     grad = tl.where(is_level, tl.load(grad_ptr + row).to(tl.float32), 0.0)
@@ -132,7 +127,7 @@ def _backward_kernel(
         levels = start + tl.arange(0, BLOCK_LEVELS)
         index, live = _offsets(row, values, levels, NUM_VALUES, NUM_LEVELS, SITES)
         logits = tl.load(logits_ptr + index, mask=live, other=float("-inf")).to(tl.float32)
-        p = tl.exp((logits - maximum[:, None]) - log_total[:, None])
+        p = exp((logits - maximum[:, None]) - log_total[:, None])
         onehot = tl.where(levels.to(tl.float32)[None, :] == x[:, None], 1.0, 0.0)
         tl.store(grad_logits_ptr + index, grad[:, None] * (onehot - p), mask=live)
 
@@ -147,7 +142,7 @@ def categorical_log_prob_forward(x: torch.Tensor, logits: torch.Tensor) -> torch
     if logits.numel() == 0:
         return torch.zeros(num_rows, device=logits.device, dtype=torch.float32)
     num_values = channels * sites
-    c = config(num_values, num_levels, sites)
+    c = config(num_values, num_levels, sites, logits.element_size(), is_backward=False)
     blocks = triton.cdiv(num_values, c.block_values)
     partial = torch.empty(num_rows, blocks, device=logits.device, dtype=torch.float32)
     _forward_kernel[(num_rows * blocks,)](
@@ -173,7 +168,7 @@ def categorical_log_prob_backward(x: torch.Tensor, logits: torch.Tensor, grad: t
     if logits.numel() == 0:
         return grad_logits
     num_values = channels * sites
-    c = config(num_values, num_levels, sites)
+    c = config(num_values, num_levels, sites, logits.element_size(), is_backward=True)
     _backward_kernel[(num_rows * triton.cdiv(num_values, c.block_values),)](
         x_ptr=loadable(x),
         logits_ptr=logits,

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import loadable
+from .likelihood_terms import columns_of, exp, fills_tiles, loadable, num_tiles, rows_of
 
 __all__ = [
     "Config",
@@ -20,36 +20,76 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Config:
-    """Launch configuration of the kernels."""
+    """Launch configuration of the kernels.
+
+    Attributes:
+        one_datum: whether all rows of a tile are samples of one datapoint, whose values are loaded once.
+    """
 
     block_rows: int
     block_cols: int
     num_warps: int
+    one_datum: bool
 
 
-def config(num_cols: int) -> Config:
+def config(num_rows: int, num_data: int, num_cols: int) -> Config:
     """The configuration for rows of ``num_cols``; no timing at run time."""
-    return Config(block_rows=2, block_cols=min(1024, triton.next_power_of_2(num_cols)), num_warps=4)
+    cols = columns_of(num_cols, 256)
+    rows = max(1, min(1024 // cols, triton.next_power_of_2(num_rows)))
+    return Config(rows, cols, num_warps=4, one_datum=fills_tiles(num_rows, num_data, rows))
 
 
 @dataclass(frozen=True)
 class SharedConfig:
-    """Launch configuration of the backward pass where rows share log-scales: a program sums over ``repeats`` rows."""
+    """Launch configuration of the backward pass where rows share log-scales: a program sums over ``repeats`` rows.
 
-    repeats: int
+    Attributes:
+        num_groups: rows of one program are this far apart, and so have the same log-scales.
+        one_datum: whether they belong to the same datapoint, too.
+    """
+
+    block_rows: int
     block_cols: int
+    repeats: int
+    num_groups: int
+    one_datum: bool
     num_warps: int
 
 
-def shared_config(num_cols: int) -> SharedConfig:
-    """The configuration for rows of ``num_cols``; no timing at run time."""
-    return SharedConfig(repeats=16, block_cols=min(256, triton.next_power_of_2(num_cols)), num_warps=2)
+def shared_config(num_rows: int, num_data: int, num_scales: int, num_cols: int) -> SharedConfig:
+    """The configuration for R rows of X datapoints with S rows of log-scales; no timing at run time."""
+    cols = columns_of(num_cols, 256)
+    of_datum = num_data % num_scales == 0 and fills_tiles(num_rows, num_data, 16)
+    groups = num_data if of_datum else num_scales
+    rows = max(1, min(1024 // cols, triton.next_power_of_2(num_rows // groups)))
+    return SharedConfig(rows, cols, max(64, rows), groups, groups % num_data == 0, num_warps=2)
 
 
 @triton.jit
 def _inverse(log_scale):
     # finite: x = loc must not give 0 * inf
-    return tl.exp(-tl.maximum(log_scale, -80.0))
+    return exp(-tl.maximum(log_scale, -80.0))
+
+
+@triton.jit
+def _data(x_ptr, datum, cols, is_col, NUM_COLS: tl.constexpr, ONE_DATUM: tl.constexpr):
+    """The values of every row, or of all."""
+    if ONE_DATUM:
+        x = tl.load(x_ptr + datum * NUM_COLS + cols, mask=is_col, other=0)[None, :]
+    else:
+        x = tl.load(x_ptr + datum[:, None] * NUM_COLS + cols[None, :], mask=is_col[None, :], other=0)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def _log_scales(log_scale_ptr, rows, num_scales, cols, is_col, NUM_COLS: tl.constexpr, IS_PER_COL: tl.constexpr):
+    scale_rows = rows % num_scales  # they repeat as the data do
+    if IS_PER_COL:
+        index = scale_rows[:, None] * NUM_COLS + cols[None, :]
+        log_scale = tl.load(log_scale_ptr + index, mask=is_col[None, :], other=0.0)
+    else:
+        log_scale = tl.load(log_scale_ptr + scale_rows)[:, None]
+    return log_scale.to(tl.float32)
 
 
 @triton.jit
@@ -68,25 +108,26 @@ def _forward_kernel(
     IS_PER_COL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    data = rows % num_data  # data and scales repeat: one block of them for every importance sample
-    scale_rows = rows % num_scales
+    rows, is_row, datum = rows_of(num_rows, num_data, ONE_DATUM, BLOCK_ROWS)
+    loaded = tl.minimum(rows, num_rows - 1)  # no mask
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for start in range(0, NUM_COLS, BLOCK_COLS):
         cols = start + tl.arange(0, BLOCK_COLS)
-        live = (rows < num_rows)[:, None] & (cols < NUM_COLS)[None, :]
-        loc = tl.load(loc_ptr + rows[:, None] * NUM_COLS + cols[None, :], mask=live, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + data[:, None] * NUM_COLS + cols[None, :], mask=live, other=0).to(tl.float32)
+        is_col = cols < NUM_COLS
+        index = loaded[:, None] * NUM_COLS + cols[None, :]
+        loc = tl.load(loc_ptr + index, mask=is_col[None, :], other=0.0).to(tl.float32)
+        x = _data(x_ptr, datum, cols, is_col, NUM_COLS, ONE_DATUM)
+        log_scale = _log_scales(log_scale_ptr, loaded, num_scales, cols, is_col, NUM_COLS, IS_PER_COL)
+        noise = (x - loc) * _inverse(log_scale)  # 0 beyond the last column
+        total += 0.5 * noise * noise
         if IS_PER_COL:
-            index = scale_rows[:, None] * NUM_COLS + cols[None, :]
+            total += log_scale
         else:
-            index = scale_rows[:, None] + 0 * cols[None, :]
-        log_scale = tl.load(log_scale_ptr + index, mask=live, other=0.0).to(tl.float32)
-        noise = (x - loc) * _inverse(log_scale)
-        total += tl.where(live, 0.5 * noise * noise + log_scale, 0.0)
+            total += tl.where(is_col[None, :], log_scale, 0.0)
     # log(2 pi) / 2 for every column
-    tl.store(total_ptr + rows, -tl.sum(total, axis=1) - NUM_COLS * 0.9189385332046727, mask=rows < num_rows)
+    tl.store(total_ptr + rows, -tl.sum(total, axis=1) - NUM_COLS * 0.9189385332046727, mask=is_row)
 
 
 @triton.jit
@@ -107,32 +148,29 @@ def _backward_kernel(
     IS_PER_COL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
     """The gradient of every log-scale of a row, or where a row has but one its sum."""
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    data = rows % num_data
-    scale_rows = rows % num_scales
-    grad = tl.load(grad_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+    rows, is_row, datum = rows_of(num_rows, num_data, ONE_DATUM, BLOCK_ROWS)
+    loaded = tl.minimum(rows, num_rows - 1)  # no mask
+    grad = tl.load(grad_ptr + loaded).to(tl.float32)
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for start in range(0, NUM_COLS, BLOCK_COLS):
         cols = start + tl.arange(0, BLOCK_COLS)
-        live = (rows < num_rows)[:, None] & (cols < NUM_COLS)[None, :]
-        index = rows[:, None] * NUM_COLS + cols[None, :]
-        loc = tl.load(loc_ptr + index, mask=live, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + data[:, None] * NUM_COLS + cols[None, :], mask=live, other=0).to(tl.float32)
-        if IS_PER_COL:
-            scale_index = scale_rows[:, None] * NUM_COLS + cols[None, :]
-        else:
-            scale_index = scale_rows[:, None] + 0 * cols[None, :]
-        inverse = _inverse(tl.load(log_scale_ptr + scale_index, mask=live, other=0.0).to(tl.float32))
+        is_col = cols < NUM_COLS
+        live = is_row[:, None] & is_col[None, :]
+        index = loaded[:, None] * NUM_COLS + cols[None, :]
+        loc = tl.load(loc_ptr + index, mask=is_col[None, :], other=0.0).to(tl.float32)
+        x = _data(x_ptr, datum, cols, is_col, NUM_COLS, ONE_DATUM)
+        inverse = _inverse(_log_scales(log_scale_ptr, loaded, num_scales, cols, is_col, NUM_COLS, IS_PER_COL))
         noise = (x - loc) * inverse
         tl.store(grad_loc_ptr + index, noise * inverse * grad[:, None], mask=live)
         if IS_PER_COL:
             tl.store(grad_log_scale_ptr + index, (noise * noise - 1.0) * grad[:, None], mask=live)
         else:
-            total += tl.where(live, noise * noise - 1.0, 0.0)
+            total += tl.where(is_col[None, :], noise * noise - 1.0, 0.0)
     if not IS_PER_COL:
-        tl.store(grad_log_scale_ptr + rows, tl.sum(total, axis=1) * grad, mask=rows < num_rows)
+        tl.store(grad_log_scale_ptr + rows, tl.sum(total, axis=1) * grad, mask=is_row)
 
 
 @triton.jit
@@ -148,29 +186,39 @@ def _shared_backward_kernel(
     num_rows,
     num_data,
     num_scales,
+    num_groups,
     # meta
     NUM_COLS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     REPEATS: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    """Log-scales that rows share: a program walks over the rows of one of them and sums."""
-    scale_row = (tl.program_id(0) % num_scales).to(tl.int64)
-    first = (tl.program_id(0) // num_scales).to(tl.int64) * REPEATS
+    """Log-scales that rows share: a program walks over some rows that do, ``num_groups`` apart, and sums."""
+    group = (tl.program_id(0) % num_groups).to(tl.int64)
+    first = (tl.program_id(0) // num_groups) * REPEATS
     cols = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    inside = cols < NUM_COLS
-    inverse = _inverse(tl.load(log_scale_ptr + scale_row * NUM_COLS + cols, mask=inside, other=0.0).to(tl.float32))
-    total = tl.zeros([BLOCK_COLS], tl.float32)
-    for repeat in range(REPEATS):
-        row = (first + repeat) * num_scales + scale_row
-        live = inside & (row + 0 * cols < num_rows)  # a block: the interpreter takes no scalar here
-        loc = tl.load(loc_ptr + row * NUM_COLS + cols, mask=live, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + (row % num_data) * NUM_COLS + cols, mask=live, other=0).to(tl.float32)
-        grad = tl.load(grad_ptr + tl.minimum(row, num_rows - 1)).to(tl.float32)  # not live beyond
+    is_col = cols < NUM_COLS
+    scale_ptr = log_scale_ptr + (group % num_scales) * NUM_COLS + cols
+    inverse = _inverse(tl.load(scale_ptr, mask=is_col, other=0.0).to(tl.float32))[None, :]
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    for start in range(first, first + REPEATS, BLOCK_ROWS):
+        rows = (start + tl.arange(0, BLOCK_ROWS)).to(tl.int64) * num_groups + group
+        is_row = rows < num_rows
+        loaded = tl.minimum(rows, num_rows - 1)
+        index = loaded[:, None] * NUM_COLS + cols[None, :]
+        loc = tl.load(loc_ptr + index, mask=is_col[None, :], other=0.0).to(tl.float32)
+        if ONE_DATUM:
+            x = _data(x_ptr, group % num_data, cols, is_col, NUM_COLS, True)
+        else:
+            x = _data(x_ptr, loaded % num_data, cols, is_col, NUM_COLS, False)
+        grad = tl.load(grad_ptr + rows, mask=is_row, other=0.0).to(tl.float32)[:, None]
         noise = (x - loc) * inverse
-        tl.store(grad_loc_ptr + row * NUM_COLS + cols, noise * inverse * grad, mask=live)
-        total += tl.where(live, (noise * noise - 1.0) * grad, 0.0)
+        scaled = noise * grad
+        tl.store(grad_loc_ptr + index, scaled * inverse, mask=is_row[:, None] & is_col[None, :])
+        total += noise * scaled - grad
     partial = tl.program_id(0).to(tl.int64)
-    tl.store(grad_log_scale_ptr + partial * NUM_COLS + cols, total, mask=inside)
+    tl.store(grad_log_scale_ptr + partial * NUM_COLS + cols, tl.sum(total, axis=0), mask=is_col)
 
 
 def gaussian_log_prob_forward(x: torch.Tensor, loc: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
@@ -182,8 +230,8 @@ def gaussian_log_prob_forward(x: torch.Tensor, loc: torch.Tensor, log_scale: tor
     total = torch.zeros(num_rows, device=loc.device, dtype=torch.float32)
     if loc.numel() == 0:
         return total
-    c = config(num_cols)
-    _forward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
+    c = config(num_rows, x.shape[0], num_cols)
+    _forward_kernel[(num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum),)](
         x_ptr=loadable(x),
         loc_ptr=loc,
         log_scale_ptr=log_scale,
@@ -195,6 +243,7 @@ def gaussian_log_prob_forward(x: torch.Tensor, loc: torch.Tensor, log_scale: tor
         IS_PER_COL=log_scale.shape[1] == num_cols,
         BLOCK_ROWS=c.block_rows,
         BLOCK_COLS=c.block_cols,
+        ONE_DATUM=c.one_datum,
         num_warps=c.num_warps,
         enable_fp_fusion=True,
     )
@@ -231,8 +280,8 @@ def _launch_backward(
 ) -> None:
     """``grad_log_scale``: of the shape of ``loc``, or (R, 1) sums where a row has one log-scale."""
     num_rows, num_cols = loc.shape
-    c = config(num_cols)
-    _backward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
+    c = config(num_rows, x.shape[0], num_cols)
+    _backward_kernel[(num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum),)](
         x_ptr=loadable(x),
         loc_ptr=loc,
         log_scale_ptr=log_scale,
@@ -246,6 +295,7 @@ def _launch_backward(
         IS_PER_COL=log_scale.shape[1] == num_cols,
         BLOCK_ROWS=c.block_rows,
         BLOCK_COLS=c.block_cols,
+        ONE_DATUM=c.one_datum,
         num_warps=c.num_warps,
         enable_fp_fusion=True,
     )
@@ -254,11 +304,10 @@ def _launch_backward(
 def _launch_shared_backward(
     x: torch.Tensor, loc: torch.Tensor, log_scale: torch.Tensor, grad: torch.Tensor, grad_loc: torch.Tensor
 ) -> torch.Tensor:
-    """The sums of programs, (programs, D) float32: program p has the rows of ``log_scale[p % S]``."""
+    """The sums of programs, (programs, D) float32: program p has rows of ``log_scale[p % S]``."""
     num_rows, num_cols = loc.shape
-    num_scales = log_scale.shape[0]
-    c = shared_config(num_cols)
-    programs = num_scales * triton.cdiv(num_rows // num_scales, c.repeats)
+    c = shared_config(num_rows, x.shape[0], log_scale.shape[0], num_cols)
+    programs = c.num_groups * triton.cdiv(num_rows // c.num_groups, c.repeats)
     partials = torch.empty(programs, num_cols, device=loc.device, dtype=torch.float32)
     _shared_backward_kernel[(programs, triton.cdiv(num_cols, c.block_cols))](
         x_ptr=loadable(x),
@@ -269,10 +318,13 @@ def _launch_shared_backward(
         grad_log_scale_ptr=partials,
         num_rows=num_rows,
         num_data=x.shape[0],
-        num_scales=num_scales,
+        num_scales=log_scale.shape[0],
+        num_groups=c.num_groups,
         NUM_COLS=num_cols,
+        BLOCK_ROWS=c.block_rows,
         BLOCK_COLS=c.block_cols,
         REPEATS=c.repeats,
+        ONE_DATUM=c.one_datum,
         num_warps=c.num_warps,
         enable_fp_fusion=True,
     )

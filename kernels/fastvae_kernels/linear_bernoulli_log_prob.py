@@ -4,10 +4,20 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import loadable, softplus
-from .linear_tile import config, meta_of, outputs_tile
+from .likelihood_terms import LOG_2_E, join_log1p, loadable, log1p_joined, num_tiles, rows_of
+from .linear_tile import config, forward_config, keep_rows, meta_of, outputs_tile
 
 __all__ = ["linear_bernoulli_forward", "linear_bernoulli_grad_logits"]
+
+
+@triton.jit
+def _bias(bias_ptr, cols, is_col):
+    """-inf for columns that are none."""
+    if bias_ptr is None:
+        bias = tl.where(is_col, 0.0, float("-inf"))
+    else:
+        bias = tl.load(bias_ptr + cols, mask=is_col, other=float("-inf")).to(tl.float32)
+    return bias
 
 
 @triton.jit
@@ -35,19 +45,37 @@ def _forward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    rows, is_row, datum = rows_of(num_rows, num_data, ONE_DATUM, BLOCK_ROWS)
+    first, second, third = keep_rows(h_ptr, rows, is_row, INNER, PIECE_0, PIECE_1, PIECE_2)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     for start in range(0, NUM_COLS, BLOCK_COLS):
         cols = start + tl.arange(0, BLOCK_COLS)
+        is_col = cols < NUM_COLS
         logits = outputs_tile(
-            h_ptr, weight_ptr, bias_ptr, rows, rows < num_rows, cols, cols < NUM_COLS,
-            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+            first, second, third, h_ptr, weight_ptr, rows, is_row, cols, is_col,
+            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
         )  # fmt: skip
-        signs, live = _signs(x_ptr, rows, cols, num_rows, num_data, NUM_COLS)
-        total += tl.sum(tl.where(live, softplus(signs * logits), 0.0), axis=1)
-    tl.store(total_ptr + rows, -total, mask=rows < num_rows)
+        # a logit of -inf where there is none: a value of 0 has probability 1
+        bias = _bias(bias_ptr, cols, is_col)
+        # t = (1 - 2 x) logit log2(e), so that its exponential is of base 2
+        if ONE_DATUM:
+            signs = LOG_2_E * (
+                1.0 - 2.0 * tl.load(x_ptr + datum * NUM_COLS + cols, mask=is_col, other=0).to(tl.float32)
+            )
+            t = logits * signs[None, :] + (bias * signs)[None, :]
+        else:
+            x_live = is_row[:, None] & is_col[None, :]
+            x = tl.load(x_ptr + datum[:, None] * NUM_COLS + cols[None, :], mask=x_live, other=0).to(tl.float32)
+            t = (logits + bias[None, :]) * (LOG_2_E * (1.0 - 2.0 * x))
+        total += tl.sum(tl.maximum(t, 0.0), axis=1)
+        total += LOG_2_E * log1p_joined(tl.reduce(tl.exp2(-tl.abs(t)), 1, join_log1p))
+    tl.store(total_ptr + rows, total * (-1.0 / LOG_2_E), mask=is_row)
 
 
 @triton.jit
@@ -68,15 +96,20 @@ def _grad_logits_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     num_blocks: tl.constexpr = (NUM_COLS + BLOCK_COLS - 1) // BLOCK_COLS
     rows = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     cols = (tl.program_id(0) % num_blocks) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    first, second, third = keep_rows(h_ptr, rows, rows < num_rows, INNER, PIECE_0, PIECE_1, PIECE_2)
     logits = outputs_tile(
-        h_ptr, weight_ptr, bias_ptr, rows, rows < num_rows, cols, cols < NUM_COLS,
-        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+        first, second, third, h_ptr, weight_ptr, rows, rows < num_rows, cols, cols < NUM_COLS,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
     )  # fmt: skip
+    logits += _bias(bias_ptr, cols, cols < NUM_COLS)[None, :]
     signs, live = _signs(x_ptr, rows, cols, num_rows, num_data, NUM_COLS)
     grad = tl.load(grad_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
     slope = -grad[:, None] * signs * tl.sigmoid(signs * logits)
@@ -91,8 +124,8 @@ def linear_bernoulli_forward(
     total = torch.zeros(num_rows, device=h.device, dtype=torch.float32)
     if num_rows == 0 or num_cols == 0:
         return total
-    c = config(num_rows, num_cols, inner)
-    _forward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
+    c = forward_config("bernoulli", h, x.shape[0], num_cols)
+    _forward_kernel[(num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum),)](
         x_ptr=loadable(x),
         h_ptr=h,
         weight_ptr=weight,
@@ -101,6 +134,7 @@ def linear_bernoulli_forward(
         num_rows=num_rows,
         num_data=x.shape[0],
         NUM_COLS=num_cols,
+        ONE_DATUM=c.one_datum,
         **meta_of(c, inner, h.dtype),
     )
     return total

@@ -6,12 +6,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import loadable
-from .linear_tile import Config, config, meta_of, outputs_tile
+from .likelihood_terms import LOG_2_E, loadable, num_tiles, rows_of
+from .linear_tile import Config, choose_forward, forward_config, keep_rows, meta_of, outputs_tile
+from .masked_conv2d_launch import arch_of, precision_of
 
 __all__ = [
-    "categorical_config",
-    "categorical_grad_config",
+    "choose_grad",
     "linear_categorical_forward",
     "linear_categorical_grad_logits",
 ]
@@ -19,10 +19,43 @@ __all__ = [
 
 @triton.jit
 def _add_levels(largest, exponentials, logits):
-    """The running pair (m, s) of log sum exp = m + log s of each row with a tile of logits more, -inf for none."""
+    """The running pair (m, s) of log2 sum 2^ = m + log2 s of each row with a tile of logits more, -inf for none."""
     new = tl.maximum(largest, tl.max(logits, axis=1))
     shift = tl.where(new == float("-inf"), 0.0, new)  # only zeros so far: -inf - -inf would be nan
-    return new, exponentials * tl.exp(largest - shift) + tl.sum(tl.exp(logits - shift[:, None]), axis=1)
+    return new, exponentials * tl.exp2(largest - shift) + tl.sum(tl.exp2(logits - shift[:, None]), axis=1)
+
+
+@triton.jit
+def _logits(
+    kept_0,
+    kept_1,
+    kept_2,
+    h_ptr,
+    weight_ptr,
+    bias_ptr,
+    rows,
+    is_row,
+    outs,
+    is_level,
+    INNER: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A tile of logits in units of base 2, -inf where there is no level."""
+    acc = outputs_tile(
+        kept_0, kept_1, kept_2, h_ptr, weight_ptr, rows, is_row, outs, is_level,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
+    )  # fmt: skip
+    if bias_ptr is None:
+        bias = tl.where(is_level, 0.0, float("-inf"))
+    else:
+        bias = LOG_2_E * tl.load(bias_ptr + outs, mask=is_level, other=float("-inf")).to(tl.float32)
+    return acc * LOG_2_E + bias[None, :]
 
 
 @triton.jit
@@ -45,15 +78,21 @@ def _forward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,  # levels at once
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    is_row = rows < num_rows
-    data = rows % num_data  # the data repeat: one block of them for every importance sample
+    rows, is_row, datum = rows_of(num_rows, num_data, ONE_DATUM, BLOCK_ROWS)
+    kept_0, kept_1, kept_2 = keep_rows(h_ptr, rows, is_row, INNER, PIECE_0, PIECE_1, PIECE_2)
     share = tl.program_id(1)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     for value in range(share, NUM_VALUES, num_shares):
-        x = tl.load(x_ptr + data * NUM_VALUES + value, mask=is_row, other=0).to(tl.float32)
+        if ONE_DATUM:
+            x = tl.load(x_ptr + datum * NUM_VALUES + value).to(tl.float32)
+        else:
+            x = tl.load(x_ptr + datum * NUM_VALUES + value, mask=is_row, other=0).to(tl.float32)
         first = (value // NUM_PLACES) * (NUM_LEVELS * NUM_PLACES) + value % NUM_PLACES  # the output of level 0
         largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
         exponentials = tl.zeros([BLOCK_ROWS], tl.float32)
@@ -61,16 +100,18 @@ def _forward_kernel(
         for start in range(0, NUM_LEVELS, BLOCK_COLS):
             level = start + tl.arange(0, BLOCK_COLS)
             is_level = level < NUM_LEVELS
-            logits = outputs_tile(
-                h_ptr, weight_ptr, bias_ptr, rows, is_row, first + level * NUM_PLACES, is_level,
-                INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+            logits = _logits(
+                kept_0, kept_1, kept_2, h_ptr, weight_ptr, bias_ptr, rows, is_row, first + level * NUM_PLACES, is_level,
+                INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
             )  # fmt: skip
-            is_chosen = x[:, None] == level.to(tl.float32)[None, :]
-            chosen += tl.sum(tl.where(is_chosen & is_level[None, :], logits, 0.0), axis=1)
-            logits = tl.where(is_level[None, :], logits, float("-inf"))
+            if ONE_DATUM:
+                is_chosen = (is_level & (x == level.to(tl.float32)))[None, :]
+            else:
+                is_chosen = (x[:, None] == level.to(tl.float32)[None, :]) & is_level[None, :]
+            chosen += tl.sum(tl.where(is_chosen, logits, 0.0), axis=1)
             largest, exponentials = _add_levels(largest, exponentials, logits)
         known = (x >= 0.0) & (x < NUM_LEVELS) & (x == tl.floor(x))
-        total += tl.where(known, chosen - largest - tl.log(exponentials), float("-inf"))
+        total += tl.where(known, (chosen - largest - tl.log2(exponentials)) * (1.0 / LOG_2_E), float("-inf"))
     tl.store(partial_ptr + share.to(tl.int64) * num_rows + rows, total, mask=is_row)
 
 
@@ -93,6 +134,9 @@ def _grad_logits_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,  # levels at once
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     tiles = (num_rows + BLOCK_ROWS - 1) // BLOCK_ROWS
@@ -102,16 +146,16 @@ def _grad_logits_kernel(
     largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     exponentials = tl.zeros([BLOCK_ROWS], tl.float32)
     logits = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    kept_0, kept_1, kept_2 = keep_rows(h_ptr, rows, is_row, INNER, PIECE_0, PIECE_1, PIECE_2)
     for start in range(0, NUM_LEVELS, BLOCK_COLS):
         level = start + tl.arange(0, BLOCK_COLS)
         is_level = level < NUM_LEVELS
-        logits = outputs_tile(
-            h_ptr, weight_ptr, bias_ptr, rows, is_row, value * NUM_LEVELS + level, is_level,
-            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+        logits = _logits(
+            kept_0, kept_1, kept_2, h_ptr, weight_ptr, bias_ptr, rows, is_row, value * NUM_LEVELS + level, is_level,
+            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
         )  # fmt: skip
-        logits = tl.where(is_level[None, :], logits, float("-inf"))
         largest, exponentials = _add_levels(largest, exponentials, logits)
-    log_total = tl.log(exponentials)
+    log_total = tl.log2(exponentials)
     x = tl.load(x_ptr + (rows % num_data) * NUM_VALUES + value, mask=is_row, other=0).to(tl.float32)
     known = (x >= 0.0) & (x < NUM_LEVELS) & (x == tl.floor(x))
     grad = tl.where(known, tl.load(grad_ptr + rows, mask=is_row, other=0.0).to(tl.float32), 0.0)
@@ -120,28 +164,26 @@ def _grad_logits_kernel(
         level = start + tl.arange(0, BLOCK_COLS)
         is_level = level < NUM_LEVELS
         if NUM_LEVELS > BLOCK_COLS:  # else they are still there
-            logits = outputs_tile(
-                h_ptr, weight_ptr, bias_ptr, rows, is_row, value * NUM_LEVELS + level, is_level,
-                INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+            logits = _logits(
+                kept_0, kept_1, kept_2, h_ptr, weight_ptr, bias_ptr, rows, is_row, value * NUM_LEVELS + level, is_level,
+                INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
             )  # fmt: skip
-        p = tl.exp((logits - largest[:, None]) - log_total[:, None])
+        p = tl.exp2((logits - largest[:, None]) - log_total[:, None])
         onehot = tl.where(x[:, None] == level.to(tl.float32)[None, :], 1.0, 0.0)
         tl.store(out_ptr + level[None, :], grad[:, None] * (onehot - p), mask=is_row[:, None] & is_level[None, :])
 
 
-def categorical_config(num_rows: int, num_levels: int, inner: int) -> Config:
-    """The configuration; with the running sums of the levels larger tiles spill on sm_80 or sm_100."""
-    c = config(num_rows, num_levels, inner)
-    return replace(c, block_rows=min(c.block_rows, 64), block_cols=min(c.block_cols, 32), num_warps=4, num_stages=2)
-
-
-def categorical_grad_config(num_rows: int, num_levels: int, inner: int) -> Config:
+def choose_grad(arch: int, precision: str, size: int, num_rows: int, inner: int, num_levels: int) -> Config:
     """The configuration of the gradient: up to 256 levels are one tile, whose logits are computed once."""
-    # more take several tiles, twice: with the loop that computes them again larger ones spill
-    cols = max(16, triton.next_power_of_2(num_levels)) if num_levels <= 256 else 64
-    rows = max(16, min(64, 16384 // cols, triton.next_power_of_2(num_rows)))
-    # with two stages sm_80 spills
-    return Config(rows, cols, 16 if inner <= 16 else 32, num_warps=8 if rows * cols >= 8192 else 4, num_stages=3)
+    if num_levels <= 256:
+        cols = max(16, triton.next_power_of_2(num_levels))
+        most = 32768 if (arch, size) == (100, 4) else 16384
+        rows = max(16, min(128 if most > 16384 else 64, most // cols, triton.next_power_of_2(num_rows)))
+        # with two stages sm_80 spills
+        return Config(rows, cols, 16 if inner <= 16 else 32, num_warps=8 if rows * cols >= 8192 else 4, num_stages=3)
+    # more take several tiles, twice: as in a forward pass, but that sm_80 spills where it keeps the rows
+    c = choose_forward("categorical", arch, precision, size, num_rows, inner, 1, num_levels)
+    return replace(c, block_cols=64, pieces=(0, 0, 0), num_stages=3) if arch not in (90, 100) else c
 
 
 def linear_categorical_forward(
@@ -152,10 +194,10 @@ def linear_categorical_forward(
     if num_rows == 0 or num_values == 0:
         return torch.zeros(num_rows, device=h.device, dtype=torch.float32)
     num_levels = weight.shape[0] // num_values
-    c = categorical_config(num_rows, num_levels, inner)
-    tiles = triton.cdiv(num_rows, c.block_rows)
+    c = forward_config("categorical", h, x.shape[0], num_levels)
+    tiles = num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum)
     # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
-    shares = max(1, min(num_values, 512 // tiles))
+    shares = max(1, min(num_values, 512 // triton.cdiv(num_rows, 64)))
     partial = torch.empty(shares, num_rows, device=h.device, dtype=torch.float32)
     _forward_kernel[(tiles, shares)](
         x_ptr=loadable(x),
@@ -169,6 +211,7 @@ def linear_categorical_forward(
         NUM_VALUES=num_values,
         NUM_PLACES=x.shape[2],
         NUM_LEVELS=num_levels,
+        ONE_DATUM=c.one_datum,
         **meta_of(c, inner, h.dtype),
     )
     return partial.sum(0)
@@ -184,7 +227,8 @@ def linear_categorical_grad_logits(
     if grad_logits.numel() == 0:
         return grad_logits
     num_levels = weight.shape[0] // num_values
-    c = categorical_grad_config(num_rows, num_levels, inner)
+    arch, precision = arch_of(h) or 90, precision_of(h.dtype)
+    c = choose_grad(arch, precision, h.element_size(), num_rows, inner, num_levels)
     _grad_logits_kernel[(triton.cdiv(num_rows, c.block_rows) * num_values,)](
         x_ptr=loadable(x),
         h_ptr=h,

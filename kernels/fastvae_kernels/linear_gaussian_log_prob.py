@@ -7,25 +7,62 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import loadable
-from .linear_tile import Config, config, meta_of, outputs_tile
+from .likelihood_terms import exp, loadable, num_tiles, rows_of
+from .linear_tile import Config, config, forward_config, keep_rows, meta_of, outputs_tile
+from .masked_conv2d_launch import arch_of
 
-__all__ = ["gaussian_config", "linear_gaussian_forward", "linear_gaussian_grad_params"]
+__all__ = ["choose_grad", "linear_gaussian_forward", "linear_gaussian_grad_params"]
 
 _LEAST_LOG_SCALE = -80.0  # below, 1 / s would be infinite and a value that is met exactly nan
 
 
 @triton.jit
+def _affine(
+    kept_0,
+    kept_1,
+    kept_2,
+    h_ptr,
+    weight_ptr,
+    bias_ptr,
+    rows,
+    is_row,
+    outs,
+    is_out,
+    INNER: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A tile of outputs without their bias, and the bias."""
+    acc = outputs_tile(
+        kept_0, kept_1, kept_2, h_ptr, weight_ptr, rows, is_row, outs, is_out,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
+    )  # fmt: skip
+    if bias_ptr is None:
+        bias = tl.zeros([BLOCK_COLS], tl.float32)
+    else:
+        bias = tl.load(bias_ptr + outs, mask=is_out, other=0.0).to(tl.float32)
+    return acc, bias
+
+
+@triton.jit
 def _tile(
+    kept_0,
+    kept_1,
+    kept_2,
     x_ptr,
     h_ptr,
     weight_ptr,
     bias_ptr,
     log_scale_ptr,
     rows,
+    is_row,
+    datum,
     value,
-    num_rows,
-    num_data,
     NUM_VALUES: tl.constexpr,
     NUM_PLACES: tl.constexpr,
     HAS_ONE_SCALE: tl.constexpr,
@@ -34,29 +71,36 @@ def _tile(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    """Of the tile (rows, values): (x - mean) / s, 1 / s, log s, where the layer puts the means, and what is live."""
-    is_row, is_value = rows < num_rows, value < NUM_VALUES
+    """Of the tile (rows, values): (x - mean) / s, 1 / s, log s, and where the layer puts the means."""
+    is_value = value < NUM_VALUES
     if log_scale_ptr is None:
         outs = value + (value // NUM_PLACES) * NUM_PLACES  # (A, 2, B): means, then log-scales
-        log_scale = outputs_tile(
-            h_ptr, weight_ptr, bias_ptr, rows, is_row, outs + NUM_PLACES, is_value,
-            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+        log_scale, bias = _affine(
+            kept_0, kept_1, kept_2, h_ptr, weight_ptr, bias_ptr, rows, is_row, outs + NUM_PLACES, is_value,
+            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
         )  # fmt: skip
+        log_scale += bias[None, :]
     else:
         outs = value
         where = value * 0 if HAS_ONE_SCALE else value
         log_scale = tl.load(log_scale_ptr + where, mask=is_value, other=0.0)[None, :]
-    loc = outputs_tile(
-        h_ptr, weight_ptr, bias_ptr, rows, is_row, outs, is_value,
-        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+    loc, bias = _affine(
+        kept_0, kept_1, kept_2, h_ptr, weight_ptr, bias_ptr, rows, is_row, outs, is_value,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
     )  # fmt: skip
-    live = is_row[:, None] & is_value[None, :]
-    # the data repeat: one block of them for every importance sample
-    x = tl.load(x_ptr + (rows % num_data)[:, None] * NUM_VALUES + value[None, :], mask=live, other=0).to(tl.float32)
-    inverse = tl.exp(-tl.maximum(log_scale, LEAST_LOG_SCALE))
-    return (x - loc) * inverse, inverse, log_scale, outs, live
+    inverse = exp(-tl.maximum(log_scale, LEAST_LOG_SCALE))
+    if ONE_DATUM:
+        x = tl.load(x_ptr + datum * NUM_VALUES + value, mask=is_value, other=0).to(tl.float32)[None, :]
+    else:
+        live = is_row[:, None] & is_value[None, :]
+        x = tl.load(x_ptr + datum[:, None] * NUM_VALUES + value[None, :], mask=live, other=0).to(tl.float32)
+    return ((x - bias[None, :]) - loc) * inverse, inverse, log_scale, outs
 
 
 @triton.jit
@@ -81,18 +125,31 @@ def _forward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_DATUM: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    rows, is_row, datum = rows_of(num_rows, num_data, ONE_DATUM, BLOCK_ROWS)
+    kept_0, kept_1, kept_2 = keep_rows(h_ptr, rows, is_row, INNER, PIECE_0, PIECE_1, PIECE_2)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
+    of_all_rows = tl.zeros([1, BLOCK_COLS], tl.float32)
     for start in range(0, NUM_VALUES, BLOCK_COLS):
-        noise, _, log_scale, _, live = _tile(
-            x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr, rows, start + tl.arange(0, BLOCK_COLS),
-            num_rows, num_data, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
-            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+        value = start + tl.arange(0, BLOCK_COLS)
+        noise, _, log_scale, _ = _tile(
+            kept_0, kept_1, kept_2, x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr,
+            rows, is_row, datum, value, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
+            INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION, ONE_DATUM,
         )  # fmt: skip
-        total += tl.sum(tl.where(live, 0.5 * noise * noise + log_scale + HALF_LOG_TWO_PI, 0.0), axis=1)
-    tl.store(total_ptr + rows, -total, mask=rows < num_rows)
+        # beyond the last value everything is 0
+        if log_scale_ptr is None:
+            total += tl.sum(0.5 * noise * noise + log_scale, axis=1)
+        else:
+            total += 0.5 * tl.sum(noise * noise, axis=1)
+            of_all_rows += log_scale
+    total += NUM_VALUES * HALF_LOG_TWO_PI + tl.sum(tl.sum(of_all_rows, axis=1), axis=0)
+    tl.store(total_ptr + rows, -total, mask=is_row)
 
 
 @triton.jit
@@ -118,17 +175,23 @@ def _grad_params_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
+    PIECE_0: tl.constexpr,
+    PIECE_1: tl.constexpr,
+    PIECE_2: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     num_blocks: tl.constexpr = (NUM_VALUES + BLOCK_COLS - 1) // BLOCK_COLS
     tile = (tl.program_id(0) // num_blocks).to(tl.int64)
     rows = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     value = (tl.program_id(0) % num_blocks) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    noise, inverse, _, outs, live = _tile(
-        x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr, rows, value,
-        num_rows, num_data, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
-        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PRECISION,
+    is_row = rows < num_rows
+    kept_0, kept_1, kept_2 = keep_rows(h_ptr, rows, is_row, INNER, PIECE_0, PIECE_1, PIECE_2)
+    noise, inverse, _, outs = _tile(
+        kept_0, kept_1, kept_2, x_ptr, h_ptr, weight_ptr, bias_ptr, log_scale_ptr,
+        rows, is_row, rows % num_data, value, NUM_VALUES, NUM_PLACES, HAS_ONE_SCALE, LEAST_LOG_SCALE,
+        INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION, False,
     )  # fmt: skip
+    live = is_row[:, None] & (value < NUM_VALUES)[None, :]
     grad = tl.load(grad_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)[:, None]
     by_log_scale = (noise * noise - 1.0) * grad
     if log_scale_ptr is None:
@@ -141,11 +204,13 @@ def _grad_params_kernel(
     tl.store(out_ptr, noise * inverse * grad, mask=live)
 
 
-def gaussian_config(num_rows: int, num_values: int, inner: int, has_scales: bool) -> Config:
-    """The configuration; where log-scales are outputs, too, two tiles are in registers at once."""
+def choose_grad(arch: int, size: int, num_rows: int, inner: int, num_values: int, has_scales: bool) -> Config:
+    """The configuration of the gradient; where log-scales are outputs, too, two tiles are in registers at once."""
     c = config(num_rows, num_values, inner)
-    c = replace(c, block_rows=min(64, c.block_rows))  # 128 spill on sm_80 with Triton 3.6
-    return replace(c, block_cols=max(16, c.block_cols // 2)) if has_scales else c
+    if not has_scales:
+        return replace(c, block_rows=min(64, c.block_rows))  # 128 spill on sm_80 with Triton 3.6
+    most = 128 if (arch, size) == (100, 4) else 64
+    return replace(c, block_rows=min(most, c.block_rows), block_cols=max(16, c.block_cols // 2), num_warps=4)
 
 
 def linear_gaussian_forward(
@@ -163,8 +228,8 @@ def linear_gaussian_forward(
     total = torch.zeros(num_rows, device=h.device, dtype=torch.float32)
     if num_rows == 0 or num_values == 0:
         return total
-    c = gaussian_config(num_rows, num_values, h.shape[1], log_scale is None)
-    _forward_kernel[(triton.cdiv(num_rows, c.block_rows),)](
+    c = forward_config("gaussian" if log_scale is None else "gaussian, shared scales", h, x.shape[0], num_values)
+    _forward_kernel[(num_tiles(num_rows, x.shape[0], c.block_rows, c.one_datum),)](
         x_ptr=loadable(x),
         h_ptr=h,
         weight_ptr=weight,
@@ -174,6 +239,7 @@ def linear_gaussian_forward(
         num_rows=num_rows,
         num_data=x.shape[0],
         HALF_LOG_TWO_PI=0.5 * math.log(2.0 * math.pi),
+        ONE_DATUM=c.one_datum,
         **_sizes_of(x, log_scale),
         **meta_of(c, h.shape[1], h.dtype),
     )
@@ -194,7 +260,7 @@ def linear_gaussian_grad_params(
     grad_params = torch.empty(num_rows, weight.shape[0], device=h.device, dtype=h.dtype)
     if grad_params.numel() == 0:
         return grad_params, None if log_scale is None else torch.zeros_like(log_scale)
-    c = gaussian_config(num_rows, num_values, h.shape[1], log_scale is None)
+    c = choose_grad(arch_of(h) or 90, h.element_size(), num_rows, h.shape[1], num_values, log_scale is None)
     tiles = triton.cdiv(num_rows, c.block_rows)
     partial = None if log_scale is None else torch.empty(tiles, num_values, device=h.device, dtype=torch.float32)
     _grad_params_kernel[(tiles * triton.cdiv(num_values, c.block_cols),)](

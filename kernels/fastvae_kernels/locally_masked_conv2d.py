@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 
 from .locally_masked_conv2d_config import choose_config, is_flat
-from .masked_conv2d_launch import meta_of, nhwc, precision_of
+from .masked_conv2d_grad_weight import share_of, tiles_of
+from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
+from .masked_conv2d_places import FAR, divisors_of, origin, places, within
 
 __all__ = ["conv_kernel", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
 
@@ -34,6 +36,11 @@ def conv_kernel(
     num_pixels,  # P = N * H * W
     height,
     width,
+    origin_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    area_factor,
+    area_shift,
+    width_factor,
+    width_shift,
     # meta
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
@@ -46,17 +53,18 @@ def conv_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # 64-bit before the strides
-    in_image = (pixel % (height * width)).to(tl.int32)
-    row = in_image // width
-    col = in_image % width
-    is_pixel = pixel < num_pixels
+    first = tl.program_id(0).to(tl.int64) * BLOCK_M  # 64-bit before the strides
+    pixel = tl.arange(0, BLOCK_M)  # from the first
+    in_image = origin(first, height, width, origin_factor)[1]
+    row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)[1:]
+    is_pixel = pixel < num_pixels - first
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     lane = tl.arange(0, BLOCK_K)
     TAPS: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE
     # no pixel, no taps: the bits stand for is_pixel too
-    bits = tl.load(mask_ptr + (pixel if MASK_PER_IMAGE else in_image), mask=is_pixel, other=0) & ((1 << TAPS) - 1)
-    x_rows = x_ptr + pixel * C_IN  # [M]
+    words = mask_ptr + (first + pixel if MASK_PER_IMAGE else row * width + col)
+    bits = tl.load(words, mask=is_pixel, other=0) & ((1 << TAPS) - 1)
+    x_rows = x_ptr + first * C_IN + pixel * C_IN  # [M]
     w_rows = weight_ptr + out * C_IN  # [N]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     REACH: tl.constexpr = KERNEL_SIZE // 2
@@ -68,9 +76,7 @@ def conv_kernel(
             channel = k % C_IN
             dy = DILATION * (tap // KERNEL_SIZE - REACH)  # [K]
             dx = DILATION * (tap % KERNEL_SIZE - REACH)
-            y_in = row[:, None] + dy[None, :]
-            x_in = col[:, None] + dx[None, :]
-            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+            inside = within(row[:, None] + dy[None, :], col[:, None] + dx[None, :], height, width)
             may_see = (bits[:, None] >> tl.minimum(tap, 63).to(tl.int64)[None, :]) & 1  # none at taps beyond the last
             offset = (dy * width + dx) * C_IN + channel
             x = tl.load(x_rows[:, None] + offset[None, :], mask=inside & (may_see != 0), other=0.0)  # [M, K]
@@ -79,28 +85,35 @@ def conv_kernel(
             acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
     else:
         BLOCKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
-        rest = tl.reduce(bits, 0, _either)  # taps that any pixel of the tile may see: the others cost nothing
-        count = tl.sum((rest >> tl.arange(0, 64).to(tl.int64)) & 1, 0).to(tl.int32)
-        for step in range(0, count * BLOCKS):
-            tap = _lowest_bit(rest)
-            channel = (step % BLOCKS) * BLOCK_K + lane
-            dy = DILATION * (tap // KERNEL_SIZE - REACH)
-            dx = DILATION * (tap % KERNEL_SIZE - REACH)
-            inside = (row + dy >= 0) & (row + dy < height) & (col + dx >= 0) & (col + dx < width)
-            live = (inside & ((bits & (rest & -rest)) != 0))[:, None]  # halo and order are the mask of the load
-            is_weight = (out < C_OUT)[:, None]
-            if C_IN % BLOCK_K != 0:
-                live = live & (channel < C_IN)[None, :]
-                is_weight = is_weight & (channel < C_IN)[None, :]
-            x = tl.load(x_rows[:, None] + ((dy * width + dx) * C_IN + channel)[None, :], mask=live, other=0.0)
-            w = tl.load(w_rows[:, None] + (tap * (C_OUT * C_IN) + channel)[None, :], mask=is_weight, other=0.0)
-            acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
-            rest = tl.where(step % BLOCKS == BLOCKS - 1, rest & (rest - 1), rest)
+        seen = tl.reduce(bits, 0, _either)  # taps that any pixel of the tile may see: the others cost nothing
+        count = tl.sum((seen >> tl.arange(0, 64).to(tl.int64)) & 1, 0).to(tl.int32)
+        # words of 8 bytes, because asynchronous copies of 16 pass the first-level cache by: all taps of a block of
+        # channels, one after the other, read nearly the same pixels
+        WORD: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth
+        for block in range(0, BLOCKS):
+            channel = block * BLOCK_K + lane
+            rest = seen
+            for _ in range(0, count):
+                tap = _lowest_bit(rest)
+                dy = DILATION * (tap // KERNEL_SIZE - REACH)
+                dx = DILATION * (tap % KERNEL_SIZE - REACH)
+                inside = within(row + dy, col + dx, height, width)
+                live = (inside & ((bits & (rest & -rest)) != 0))[:, None]  # halo and order are the mask of the load
+                is_weight = (out < C_OUT)[:, None]
+                if C_IN % BLOCK_K != 0:
+                    live = live & (channel < C_IN)[None, :]
+                    is_weight = is_weight & (channel < C_IN)[None, :]
+                here = x_rows[:, None] + ((dy * width + dx) * C_IN + channel)[None, :]
+                x = tl.load(tl.max_contiguous(here, [1, WORD]), mask=live, other=0.0)  # [M, K]
+                w = tl.load(w_rows[:, None] + (tap * (C_OUT * C_IN) + channel)[None, :], mask=is_weight, other=0.0)
+                acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+                rest = rest & (rest - 1)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + out, mask=out < C_OUT, other=0.0)
         acc += bias.to(tl.float32)[None, :]
     is_output = is_pixel[:, None] & (out < C_OUT)[None, :]
-    tl.store(y_ptr + pixel[:, None] * C_OUT + out[None, :], acc.to(y_ptr.dtype.element_ty), mask=is_output)
+    y = y_ptr + first * C_OUT + pixel[:, None] * C_OUT + out[None, :]
+    tl.store(y, acc.to(y_ptr.dtype.element_ty), mask=is_output)
 
 
 @triton.jit
@@ -115,13 +128,18 @@ def grad_weight_kernel(
     height,
     width,
     pixels_per_share,  # a multiple of BLOCK_K
+    origin_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    area_factor,
+    area_shift,
+    width_factor,
+    width_shift,
     # meta
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     KERNEL_SIZE: tl.constexpr,
     DILATION: tl.constexpr,
     MASK_PER_IMAGE: tl.constexpr,
-    FLAT: tl.constexpr,  # few input channels: one block covers several taps
+    FLAT: tl.constexpr,  # one block covers several taps
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -139,6 +157,7 @@ def grad_weight_kernel(
         dy = DILATION * (tap // KERNEL_SIZE - REACH)  # [N]
         dx = DILATION * (tap % KERNEL_SIZE - REACH)
         offset = (dy * width + dx) * C_IN + column % C_IN
+        dy = tl.where(is_column, dy, FAR)
     else:
         one_tap = tl.program_id(1) // BLOCKS
         channel = (tl.program_id(1) % BLOCKS) * BLOCK_N + lane
@@ -147,30 +166,33 @@ def grad_weight_kernel(
         one_dy = DILATION * (one_tap // KERNEL_SIZE - REACH)
         one_dx = DILATION * (one_tap % KERNEL_SIZE - REACH)
         offset = (one_dy * width + one_dx) * C_IN + channel
+    WORD: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth  # as in the convolution
     share = tl.program_id(2).to(tl.int64)
-    first = share * pixels_per_share
+    first = share * pixels_per_share  # 64-bit before the strides
+    in_image = origin(first, height, width, origin_factor)[1]
+    rest = tl.minimum(num_pixels - first, pixels_per_share).to(tl.int32)
+    x_share = x_ptr + first * C_IN
+    grad_y_share = grad_y_ptr + first * C_OUT
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, pixels_per_share, BLOCK_K):
-        pixel = first + start + tl.arange(0, BLOCK_K)  # int64 [K]
-        in_image = (pixel % (height * width)).to(tl.int32)
-        row = in_image // width
-        col = in_image % width
-        is_pixel = pixel < num_pixels
-        bits = tl.load(mask_ptr + (pixel if MASK_PER_IMAGE else in_image), mask=is_pixel, other=0)
+        pixel = start + tl.arange(0, BLOCK_K)  # of the share [K]
+        row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)[1:]
+        is_pixel = pixel < rest
+        words = mask_ptr + (first + pixel if MASK_PER_IMAGE else row * width + col)
+        bits = tl.load(words, mask=is_pixel, other=0)
         if FLAT:
-            y_in = row[:, None] + dy[None, :]
-            x_in = col[:, None] + dx[None, :]
-            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+            inside = within(row[:, None] + dy[None, :], col[:, None] + dx[None, :], height, width)
             may_see = (bits[:, None] >> tl.minimum(tap, 63).to(tl.int64)[None, :]) & 1
-            live = inside & (may_see != 0) & is_column[None, :]
+            live = inside & (may_see != 0)
         else:
-            y_in = row + one_dy
-            x_in = col + one_dx
-            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
+            inside = within(row + one_dy, col + one_dx, height, width)
             live = (inside & (((bits >> one_tap.to(tl.int64)) & 1) != 0))[:, None] & is_column[None, :]
         g_live = is_pixel[:, None] & (out < C_OUT)[None, :]
-        g = tl.load(grad_y_ptr + pixel[:, None] * C_OUT + out[None, :], mask=g_live, other=0.0)  # [K, M]
-        x = tl.load(x_ptr + (pixel * C_IN)[:, None] + offset[None, :], mask=live, other=0.0)  # [K, N]
+        g = tl.load(grad_y_share + pixel[:, None] * C_OUT + out[None, :], mask=g_live, other=0.0)  # [K, M]
+        here = x_share + (pixel * C_IN)[:, None] + offset[None, :]
+        if FLAT and C_IN % WORD == 0:
+            here = tl.max_contiguous(here, [1, WORD])
+        x = tl.load(here, mask=live, other=0.0)  # [K, N]
         acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION)
     rows = (share * C_OUT + out) * (TAPS * C_IN)
     is_output = (out < C_OUT)[:, None] & is_column[None, :]
@@ -202,17 +224,15 @@ def grad_weight(
     if num_pixels == 0:
         return x.new_zeros(out_channels, in_channels, kernel_size, kernel_size)
     x, grad_y = nhwc(x), nhwc(grad_y)
-    flat = is_flat(in_channels)
-    columns = taps * in_channels if flat else in_channels
-    config = choose_config("grad_weight", x.dtype, out_channels, columns, num_pixels, flat=flat)
-    tiles_m = triton.cdiv(out_channels, config.block_m)
-    tiles_n = triton.cdiv(columns, config.block_n) * (1 if flat else taps)
-    # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
-    shares = max(1, min(512 // (tiles_m * tiles_n), triton.cdiv(num_pixels, 8 * config.block_k)))
-    pixels_per_share = triton.cdiv(triton.cdiv(num_pixels, shares), config.block_k) * config.block_k
+    few = is_flat(in_channels)
+    config = choose_config(
+        "grad_weight", arch_of(x), x.dtype, out_channels, in_channels, num_pixels, flat=few, taps=taps
+    )
+    tiles, flat = tiles_of(config.block_m, config.block_n, out_channels, in_channels, taps)
+    pixels_per_share = share_of(num_pixels, tiles[0] * tiles[1], config.block_k, max(in_channels, out_channels))
     shares = triton.cdiv(num_pixels, pixels_per_share)
     partial = torch.empty(shares, out_channels, taps, in_channels, dtype=torch.float32, device=x.device)
-    grad_weight_kernel[(tiles_m, tiles_n, shares)](
+    grad_weight_kernel[(*tiles, shares)](
         x_ptr=x,
         grad_y_ptr=grad_y,
         mask_ptr=mask.contiguous(),
@@ -221,6 +241,7 @@ def grad_weight(
         height=x.shape[2],
         width=x.shape[3],
         pixels_per_share=pixels_per_share,
+        **divisors_of(x.shape[2], x.shape[3]),
         C_IN=in_channels,
         C_OUT=out_channels,
         KERNEL_SIZE=kernel_size,
@@ -252,7 +273,7 @@ def _convolve(
         return y
     flat = is_flat(in_channels)
     reduced = taps * in_channels if flat else in_channels
-    config = choose_config("conv", x.dtype, num_pixels, out_channels, reduced, flat=flat)
+    config = choose_config("conv", arch_of(x), x.dtype, num_pixels, out_channels, reduced, flat=flat)
     conv_kernel[(triton.cdiv(num_pixels, config.block_m), triton.cdiv(out_channels, config.block_n))](
         x_ptr=nhwc(x),
         weight_ptr=packed.contiguous(),
@@ -262,6 +283,7 @@ def _convolve(
         num_pixels=num_pixels,
         height=height,
         width=width,
+        **divisors_of(height, width),
         C_IN=in_channels,
         C_OUT=out_channels,
         KERNEL_SIZE=kernel_size,

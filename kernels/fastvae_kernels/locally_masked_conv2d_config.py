@@ -1,9 +1,11 @@
 """Launch configurations of the locally masked convolution kernels."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+from .masked_conv2d_config import fitted
 
 __all__ = ["FLAT", "TABLE", "Config", "Op", "bucket_of", "choose_config", "is_flat"]
 
@@ -28,28 +30,34 @@ class Config:
 
 FLAT = 0  # the bucket of layers with so few input channels that one block spans several taps
 
-# (op, element type, bucket of the channels that block_n covers); one row serves all architectures
-TABLE: dict[tuple[Op, torch.dtype, int], Config] = {
-    ("conv", torch.float32, FLAT): Config(64, 64, 16),
-    ("conv", torch.float32, 16): Config(64, 16, 32),
-    ("conv", torch.float32, 32): Config(64, 32, 32),
-    ("conv", torch.float32, 64): Config(64, 64, 32),
-    ("grad_weight", torch.float32, FLAT): Config(64, 32, 32),
-    ("grad_weight", torch.float32, 16): Config(64, 16, 32),
-    ("grad_weight", torch.float32, 32): Config(64, 32, 32),
-    ("grad_weight", torch.float32, 64): Config(64, 64, 32),
+# (op, architecture or None for all others, element type, bucket of the channels that block_n covers)
+TABLE: dict[tuple[Op, int | None, torch.dtype, int], Config] = {
+    ("conv", None, torch.float32, FLAT): Config(64, 64, 16),
+    ("conv", None, torch.float32, 16): Config(128, 16, 32, num_stages=2),
+    ("conv", None, torch.float32, 32): Config(128, 32, 32, num_stages=2),
+    ("conv", None, torch.float32, 64): Config(64, 64, 32),
+    ("grad_weight", None, torch.float32, FLAT): Config(64, 64, 32, num_stages=2),
+    ("grad_weight", None, torch.float32, 16): Config(64, 64, 32, num_stages=2),
+    ("grad_weight", None, torch.float32, 32): Config(32, 128, 32, num_stages=2),
+    ("grad_weight", None, torch.float32, 64): Config(64, 64, 32),
 }
 for _half in (torch.float16, torch.bfloat16):
     TABLE |= {
-        ("conv", _half, FLAT): Config(64, 64, 16),
-        ("conv", _half, 16): Config(128, 16, 64),
-        ("conv", _half, 32): Config(128, 32, 64),
-        ("conv", _half, 64): Config(128, 64, 64),
-        ("grad_weight", _half, FLAT): Config(64, 32, 32),
-        ("grad_weight", _half, 16): Config(64, 16, 64),
-        ("grad_weight", _half, 32): Config(64, 32, 64),
-        ("grad_weight", _half, 64): Config(64, 64, 64),
+        ("conv", None, _half, FLAT): Config(64, 64, 16),
+        ("conv", None, _half, 16): Config(128, 16, 64, num_stages=2),
+        ("conv", None, _half, 32): Config(256, 32, 32, num_stages=2),
+        ("conv", None, _half, 64): Config(128, 64, 32),
+        ("grad_weight", None, _half, FLAT): Config(64, 64, 32),
+        ("grad_weight", None, _half, 16): Config(64, 64, 64, num_stages=2),
+        ("grad_weight", None, _half, 32): Config(32, 128, 64, num_stages=2),
+        ("grad_weight", None, _half, 64): Config(64, 128, 64, num_stages=2),
+        ("conv", 90, _half, 64): Config(128, 128, 32),
+        ("conv", 100, _half, 64): Config(256, 64, 32, num_stages=2),
+        ("grad_weight", 100, _half, 64): Config(64, 64, 64),  # 64 x 128 spills
     }
+for _arch in (90, 100):
+    TABLE["conv", _arch, torch.float32, 64] = Config(128, 64, 16)
+    TABLE["grad_weight", _arch, torch.float32, 64] = Config(64, 128, 32, num_stages=2)
 
 
 def is_flat(in_channels: int) -> bool:
@@ -62,16 +70,13 @@ def bucket_of(num_n: int, *, flat: bool) -> int:
     return FLAT if flat else next((size for size in (16, 32) if num_n <= size), 64)
 
 
-def choose_config(op: Op, dtype: torch.dtype, num_m: int, num_n: int, num_k: int, *, flat: bool) -> Config:
-    """The row of the table, with blocks no larger than what they cover."""
-    config = TABLE[op, dtype, bucket_of(num_n, flat=flat)]
-    return replace(
-        config,
-        block_m=min(config.block_m, _cover(num_m)),
-        block_n=min(config.block_n, _cover(num_n)),
-        block_k=min(config.block_k, _cover(num_k)),
-    )
+def choose_config(
+    op: Op, arch: int | None, dtype: torch.dtype, num_m: int, num_n: int, num_k: int, *, flat: bool, taps: int = 1
+) -> Config:
+    """The row of the table, with blocks no larger than what they cover: block_n ``taps`` times ``num_n`` at most.
 
-
-def _cover(size: int) -> int:
-    return max(16, 1 << (size - 1).bit_length())  # tl.dot reduces at least 16, and pads smaller sides to 16
+    ``arch`` is 10 * major + minor of the compute capability, None for the default rows.
+    """
+    bucket = bucket_of(num_n, flat=flat)
+    config = TABLE.get((op, arch, dtype, bucket)) or TABLE[op, None, dtype, bucket]
+    return fitted(config, num_m, num_n * taps, num_k, divided=op == "grad_weight")

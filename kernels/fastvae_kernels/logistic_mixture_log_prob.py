@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import add_to_logsumexp, loadable, log1mexp, softplus
+from .likelihood_terms import add_to_logsumexp, exp, loadable, log1mexp, sigmoid, softplus
 
 __all__ = ["Config", "config", "logistic_mixture_log_prob_backward", "logistic_mixture_log_prob_forward"]
 
@@ -37,7 +37,7 @@ def _load(pixel_ptr, parameter, step, live):
 
 @triton.jit
 def _tanh(t):
-    return 2.0 * tl.sigmoid(2.0 * t) - 1.0
+    return 2.0 * sigmoid(2.0 * t) - 1.0
 
 
 @triton.jit
@@ -50,8 +50,9 @@ def _edges(scaled, mean, log_scale, TOP: tl.constexpr):
     """Distance from the mean, 1 / s, and the edges of the bin in units of s from the mean."""
     distance = scaled - mean
     # beyond e^60 and below e^-60 a scale changes no digit, but its inverse would overflow
-    inverse = tl.exp(-tl.minimum(tl.maximum(log_scale, -60.0), 60.0))
-    return distance, inverse, (distance + 1.0 / TOP) * inverse, (distance - 1.0 / TOP) * inverse
+    inverse = exp(-tl.minimum(tl.maximum(log_scale, -60.0), 60.0))
+    half = (1.0 / TOP) * inverse
+    return distance, inverse, distance * inverse + half, distance * inverse - half
 
 
 @triton.jit
@@ -75,13 +76,13 @@ def _channel(x, mean, log_scale, TOP: tl.constexpr, LOG_WIDTH: tl.constexpr):
 def _channel_backward(x, mean, log_scale, TOP: tl.constexpr):
     """Derivatives of the log-probability of level ``x`` by the mean and the log-scale."""
     distance, inverse, above, below = _edges(_scaled(x, TOP), mean, log_scale, TOP)
-    at_upper = tl.where(x >= TOP, 0.0, tl.sigmoid(-above))
-    at_lower = tl.where(x <= 0.0, 0.0, tl.sigmoid(below))
+    at_upper = tl.where(x >= TOP, 0.0, sigmoid(-above))
+    at_lower = tl.where(x <= 0.0, 0.0, sigmoid(below))
     by_mean = (at_lower - at_upper) * inverse
     # of log(1 - e^-w) by -log w: w / (e^w - 1), as a series where that cancels
     w = (2.0 / TOP) * inverse
     series = 1.0 - 0.5 * w + w * w * (1.0 / 12.0 - w * w * (1.0 / 720.0))
-    by_width = tl.where(w < 0.25, series, w / (tl.exp(w) - 1.0))
+    by_width = tl.where(w < 0.25, series, w / (exp(w) - 1.0))
     by_width = tl.where((x <= 0.0) | (x >= TOP), 0.0, by_width)
     return by_mean, distance * by_mean - (1.0 / TOP) * inverse * (at_upper + at_lower) - by_width
 
@@ -140,28 +141,30 @@ def _store_component_gradient(
     NUM_COMPONENTS: tl.constexpr,
     NUM_CHANNELS: tl.constexpr,
 ):
-    """``weight``: the gradient of the component's log-probability."""
+    """``weight``: the gradient of the component's log-probability. Stores come last: what was computed for that
+    log-probability is not computed again, as it were behind a store that could have changed the parameters."""
     scale0 = _load(pixel_ptr, 2 * NUM_COMPONENTS + k, step, live)
     if NUM_CHANNELS == 1:
         mean0 = _load(pixel_ptr, NUM_COMPONENTS + k, step, live)
+        mean_0, scale_0 = _channel_backward(x0, mean0, scale0, TOP)
     else:
+        scale1 = _load(pixel_ptr, 5 * NUM_COMPONENTS + k, step, live)
+        scale2 = _load(pixel_ptr, 8 * NUM_COMPONENTS + k, step, live)
         mean0, mean1, mean2, a, b, c = _means(pixel_ptr, k, x0, x1, step, live, TOP, NUM_COMPONENTS)
-    by_mean, by_scale = _channel_backward(x0, mean0, scale0, TOP)
-    tl.store(out_ptr + (NUM_COMPONENTS + k) * step, weight * by_mean, mask=live)
-    tl.store(out_ptr + (2 * NUM_COMPONENTS + k) * step, weight * by_scale, mask=live)
+        mean_0, scale_0 = _channel_backward(x0, mean0, scale0, TOP)
+        mean_1, scale_1 = _channel_backward(x1, mean1, scale1, TOP)
+        mean_2, scale_2 = _channel_backward(x2, mean2, scale2, TOP)
+    tl.store(out_ptr + (NUM_COMPONENTS + k) * step, weight * mean_0, mask=live)
+    tl.store(out_ptr + (2 * NUM_COMPONENTS + k) * step, weight * scale_0, mask=live)
     if NUM_CHANNELS == 3:
         red, green = _scaled(x0, TOP), _scaled(x1, TOP)
-        scale1 = _load(pixel_ptr, 5 * NUM_COMPONENTS + k, step, live)
-        by_mean, by_scale = _channel_backward(x1, mean1, scale1, TOP)
-        tl.store(out_ptr + (3 * NUM_COMPONENTS + k) * step, weight * by_mean * red * (1.0 - a * a), mask=live)
-        tl.store(out_ptr + (4 * NUM_COMPONENTS + k) * step, weight * by_mean, mask=live)
-        tl.store(out_ptr + (5 * NUM_COMPONENTS + k) * step, weight * by_scale, mask=live)
-        scale2 = _load(pixel_ptr, 8 * NUM_COMPONENTS + k, step, live)
-        by_mean, by_scale = _channel_backward(x2, mean2, scale2, TOP)
-        tl.store(out_ptr + (6 * NUM_COMPONENTS + k) * step, weight * by_mean * red * (1.0 - b * b), mask=live)
-        tl.store(out_ptr + (7 * NUM_COMPONENTS + k) * step, weight * by_mean, mask=live)
-        tl.store(out_ptr + (8 * NUM_COMPONENTS + k) * step, weight * by_scale, mask=live)
-        tl.store(out_ptr + (9 * NUM_COMPONENTS + k) * step, weight * by_mean * green * (1.0 - c * c), mask=live)
+        tl.store(out_ptr + (3 * NUM_COMPONENTS + k) * step, weight * mean_1 * red * (1.0 - a * a), mask=live)
+        tl.store(out_ptr + (4 * NUM_COMPONENTS + k) * step, weight * mean_1, mask=live)
+        tl.store(out_ptr + (5 * NUM_COMPONENTS + k) * step, weight * scale_1, mask=live)
+        tl.store(out_ptr + (6 * NUM_COMPONENTS + k) * step, weight * mean_2 * red * (1.0 - b * b), mask=live)
+        tl.store(out_ptr + (7 * NUM_COMPONENTS + k) * step, weight * mean_2, mask=live)
+        tl.store(out_ptr + (8 * NUM_COMPONENTS + k) * step, weight * scale_2, mask=live)
+        tl.store(out_ptr + (9 * NUM_COMPONENTS + k) * step, weight * mean_2 * green * (1.0 - c * c), mask=live)
 
 
 @triton.jit
@@ -229,8 +232,7 @@ def _kernel(
             joint = prior + _component(
                 params_ptr + pixel, k, x0, x1, x2, step, live, TOP, LOG_WIDTH, NUM_COMPONENTS, NUM_CHANNELS
             )
-            posterior = tl.exp((joint - maximum) - log_total)
-            tl.store(out_ptr + pixel + k * step, grad * (posterior - tl.exp(prior)), mask=live)
+            posterior = exp((joint - maximum) - log_total)
             _store_component_gradient(
                 out_ptr + pixel,
                 params_ptr + pixel,
@@ -245,6 +247,7 @@ def _kernel(
                 NUM_COMPONENTS,
                 NUM_CHANNELS,
             )
+            tl.store(out_ptr + pixel + k * step, grad * (posterior - exp(prior)), mask=live)
     else:
         terms = tl.where(live, maximum + tl.log(total), 0.0)
         if SUM_SITES:

@@ -10,6 +10,7 @@ import triton.language as tl
 from .masked_conv2d_config import Op, choose_config, is_flat
 from .masked_conv2d_grad_weight import grad_weight, grad_weight_kernel
 from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
+from .masked_conv2d_places import FAR, divisors_of, origin, places, within
 
 __all__ = ["conv_kernel", "convolve", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
 
@@ -29,6 +30,11 @@ def conv_kernel(
     height,
     width,
     num_taps,  # T
+    origin_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    area_factor,
+    area_shift,
+    width_factor,
+    width_shift,
     # meta
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
@@ -46,14 +52,15 @@ def conv_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # 64-bit before the strides
-    in_image = (pixel % (height * width)).to(tl.int32)
-    row = in_image // width
-    col = in_image % width
-    is_pixel = pixel < num_pixels
+    first = tl.program_id(0).to(tl.int64) * BLOCK_M  # 64-bit before the strides
+    pixel = tl.arange(0, BLOCK_M)  # from the first
+    first_image, in_image = origin(first, height, width, origin_factor)
+    image, row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)
+    is_pixel = pixel < num_pixels - first
+    row = tl.where(is_pixel, row, FAR)
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     lane = tl.arange(0, BLOCK_K)
-    x_rows = x_ptr + pixel * C_IN  # [M]
+    x_rows = x_ptr + first * C_IN + pixel * C_IN  # [M]
     w_rows = weight_ptr + out * C_IN  # [N]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if FLAT:
@@ -64,30 +71,32 @@ def conv_kernel(
             channel = k % C_IN
             dy = DIRECTION * DILATION * (tap // COLUMNS - ABOVE)  # [K]
             dx = DIRECTION * DILATION * (tap % COLUMNS - BEFORE)
-            y_in = row[:, None] + dy[None, :]
-            x_in = col[:, None] + dx[None, :]
-            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
-            live = inside & is_pixel[:, None] & (tap < num_taps)[None, :]
             offset = (dy * width + dx) * C_IN + channel
-            x = tl.load(x_rows[:, None] + offset[None, :], mask=live, other=0.0)  # [M, K]
+            dy = tl.where(tap < num_taps, dy, FAR)
+            inside = within(row[:, None] + dy[None, :], col[:, None] + dx[None, :], height, width)
+            x = tl.load(x_rows[:, None] + offset[None, :], mask=inside, other=0.0)  # [M, K]
             is_weight = (out < C_OUT)[:, None] & (tap < num_taps)[None, :]
             step = tap * (C_OUT * C_IN) + channel
             w = tl.load(w_rows[:, None] + step[None, :], mask=is_weight, other=0.0)  # [N, K]
             acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
     else:
         BLOCKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
+        # words of 8 bytes, because asynchronous copies of 16 pass the first-level cache by: all taps of a block of
+        # channels, one after the other, read nearly the same pixels
+        WORD: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth
         for step in range(0, num_taps * BLOCKS):
-            tap = step // BLOCKS
-            channel = (step % BLOCKS) * BLOCK_K + lane
+            tap = step % num_taps
+            channel = (step // num_taps) * BLOCK_K + lane
             dy = DIRECTION * DILATION * (tap // COLUMNS - ABOVE)
             dx = DIRECTION * DILATION * (tap % COLUMNS - BEFORE)
-            inside = (row + dy >= 0) & (row + dy < height) & (col + dx >= 0) & (col + dx < width)
-            live = (inside & is_pixel)[:, None]  # the halo is the mask of the load
+            inside = within(row + dy, col + dx, height, width)
+            live = inside[:, None]  # the halo is the mask of the load
             is_weight = (out < C_OUT)[:, None]
             if C_IN % BLOCK_K != 0:
                 live = live & (channel < C_IN)[None, :]
                 is_weight = is_weight & (channel < C_IN)[None, :]
-            x = tl.load(x_rows[:, None] + ((dy * width + dx) * C_IN + channel)[None, :], mask=live, other=0.0)
+            here = x_rows[:, None] + ((dy * width + dx) * C_IN + channel)[None, :]
+            x = tl.load(tl.max_contiguous(here, [1, WORD]), mask=live, other=0.0)  # [M, K]
             w = tl.load(w_rows[:, None] + (tap * (C_OUT * C_IN) + channel)[None, :], mask=is_weight, other=0.0)
             acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
     if bias_ptr is not None:
@@ -100,29 +109,32 @@ def conv_kernel(
         channel = tl.program_id(1) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         is_output = is_pixel[:, None] & (channel < HALF)[None, :]
         if condition_ptr is not None:
-            place = pixel if CONDITION_IS_MAP else pixel // (height * width)
-            condition = condition_ptr + place[:, None] * C_OUT + channel[None, :]
+            start = first if CONDITION_IS_MAP else first_image
+            place = pixel if CONDITION_IS_MAP else image
+            condition = condition_ptr + start * C_OUT + place[:, None] * C_OUT + channel[None, :]
             f += tl.load(condition, mask=is_output, other=0.0).to(tl.float32)
             g += tl.load(condition + HALF, mask=is_output, other=0.0).to(tl.float32)
         f = 2.0 * tl.sigmoid(2.0 * f) - 1.0  # tanh
         g = tl.sigmoid(g)
-        tl.store(y_ptr + pixel[:, None] * HALF + channel[None, :], (f * g).to(y_ptr.dtype.element_ty), mask=is_output)
+        y = y_ptr + first * HALF + pixel[:, None] * HALF + channel[None, :]
+        tl.store(y, (f * g).to(y_ptr.dtype.element_ty), mask=is_output)
         if saved_ptr is not None:
-            saved = saved_ptr + pixel[:, None] * C_OUT + channel[None, :]
+            saved = saved_ptr + first * C_OUT + pixel[:, None] * C_OUT + channel[None, :]
             tl.store(saved, f.to(saved_ptr.dtype.element_ty), mask=is_output)
             tl.store(saved + HALF, g.to(saved_ptr.dtype.element_ty), mask=is_output)
     else:
         is_output = is_pixel[:, None] & (out < C_OUT)[None, :]
+        start = first * C_OUT
         here = pixel[:, None] * C_OUT + out[None, :]
         if ACTIVATION == "relu":
             acc = tl.where(acc < 0.0, 0.0, acc)  # keeps nan
         if ACTIVATION == "elu":
             acc = tl.where(acc < 0.0, tl.exp(tl.minimum(acc, 0.0)) - 1.0, acc)
         if saved_ptr is not None:
-            tl.store(saved_ptr + here, acc.to(saved_ptr.dtype.element_ty), mask=is_output)
+            tl.store(saved_ptr + start + here, acc.to(saved_ptr.dtype.element_ty), mask=is_output)
         if residual_ptr is not None:
-            acc += tl.load(residual_ptr + here, mask=is_output, other=0.0).to(tl.float32)
-        tl.store(y_ptr + here, acc.to(y_ptr.dtype.element_ty), mask=is_output)
+            acc += tl.load(residual_ptr + start + here, mask=is_output, other=0.0).to(tl.float32)
+        tl.store(y_ptr + start + here, acc.to(y_ptr.dtype.element_ty), mask=is_output)
 
 
 def forward(
@@ -194,6 +206,7 @@ def convolve(
         height=height,
         width=width,
         num_taps=live,
+        **divisors_of(height, width),
         C_IN=in_channels,
         C_OUT=out_channels,
         COLUMNS=columns,

@@ -6,8 +6,9 @@ import triton.language as tl
 
 from .masked_conv2d_config import choose_config, is_flat
 from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
+from .masked_conv2d_places import FAR, divisors_of, origin, places, within
 
-__all__ = ["grad_weight", "grad_weight_kernel"]
+__all__ = ["grad_weight", "grad_weight_kernel", "share_of", "tiles_of"]
 
 
 @triton.jit
@@ -22,6 +23,11 @@ def grad_weight_kernel(
     width,
     num_taps,
     pixels_per_share,  # a multiple of BLOCK_K
+    origin_factor,  # to divide by H * W and by W: see masked_conv2d_places.py
+    area_factor,
+    area_shift,
+    width_factor,
+    width_shift,
     # meta
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
@@ -29,7 +35,7 @@ def grad_weight_kernel(
     ABOVE: tl.constexpr,  # rows from its first tap down to the output pixel
     BEFORE: tl.constexpr,  # columns likewise
     DILATION: tl.constexpr,
-    FLAT: tl.constexpr,  # few input channels: one block covers several taps
+    FLAT: tl.constexpr,  # one block covers several taps
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -45,6 +51,7 @@ def grad_weight_kernel(
         dy = DILATION * (tap // COLUMNS - ABOVE)  # [N]
         dx = DILATION * (tap % COLUMNS - BEFORE)
         offset = (dy * width + dx) * C_IN + column % C_IN
+        dy = tl.where(is_column, dy, FAR)
     else:
         one_tap = tl.program_id(1) // BLOCKS
         channel = (tl.program_id(1) % BLOCKS) * BLOCK_N + lane
@@ -53,32 +60,58 @@ def grad_weight_kernel(
         one_dy = DILATION * (one_tap // COLUMNS - ABOVE)
         one_dx = DILATION * (one_tap % COLUMNS - BEFORE)
         offset = (one_dy * width + one_dx) * C_IN + channel
+    # words of 8 bytes, because asynchronous copies of 16 pass the first-level cache by: taps of one block read nearly
+    # the same pixels
+    WORD: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth
     share = tl.program_id(2).to(tl.int64)
-    first = share * pixels_per_share
+    first = share * pixels_per_share  # 64-bit before the strides
+    in_image = origin(first, height, width, origin_factor)[1]
+    rest = tl.minimum(num_pixels - first, pixels_per_share).to(tl.int32)
+    x_share = x_ptr + first * C_IN
+    grad_y_share = grad_y_ptr + first * C_OUT
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, pixels_per_share, BLOCK_K):
-        pixel = first + start + tl.arange(0, BLOCK_K)  # int64 [K]
-        in_image = (pixel % (height * width)).to(tl.int32)
-        row = in_image // width
-        col = in_image % width
-        is_pixel = pixel < num_pixels
+        pixel = start + tl.arange(0, BLOCK_K)  # of the share [K]
+        row, col = places(in_image + pixel, height, width, area_factor, area_shift, width_factor, width_shift)[1:]
+        is_pixel = pixel < rest
+        row = tl.where(is_pixel, row, FAR)
         g_live = is_pixel[:, None] & (out < C_OUT)[None, :]
-        g = tl.load(grad_y_ptr + pixel[:, None] * C_OUT + out[None, :], mask=g_live, other=0.0)  # [K, M]
+        g = tl.load(grad_y_share + pixel[:, None] * C_OUT + out[None, :], mask=g_live, other=0.0)  # [K, M]
         if FLAT:
-            y_in = row[:, None] + dy[None, :]
-            x_in = col[:, None] + dx[None, :]
-            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
-            live = inside & is_pixel[:, None] & is_column[None, :]
+            inside = within(row[:, None] + dy[None, :], col[:, None] + dx[None, :], height, width)
+            live = inside
         else:
-            y_in = row + one_dy
-            x_in = col + one_dx
-            inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width)
-            live = (inside & is_pixel)[:, None] & is_column[None, :]
-        x = tl.load(x_ptr + (pixel * C_IN)[:, None] + offset[None, :], mask=live, other=0.0)  # [K, N]
+            inside = within(row + one_dy, col + one_dx, height, width)
+            live = inside[:, None] & is_column[None, :]
+        here = x_share + (pixel * C_IN)[:, None] + offset[None, :]
+        if FLAT and C_IN % WORD == 0:
+            here = tl.max_contiguous(here, [1, WORD])
+        x = tl.load(here, mask=live, other=0.0)  # [K, N]
         acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION)
     rows = (share * C_OUT + out) * (num_taps * C_IN)
     is_output = (out < C_OUT)[:, None] & is_column[None, :]
     tl.store(partial_ptr + rows[:, None] + column[None, :], acc, mask=is_output)
+
+
+def tiles_of(
+    block_m: int, block_n: int, out_channels: int, in_channels: int, taps: int
+) -> tuple[tuple[int, int], bool]:
+    """Tiles of channels out and of (tap, channel in), and whether one of these covers several taps."""
+    flat = block_n > in_channels
+    tiles_n = triton.cdiv(taps * in_channels, block_n) if flat else taps * triton.cdiv(in_channels, block_n)
+    return (triton.cdiv(out_channels, block_m), tiles_n), flat
+
+
+def share_of(num_pixels: int, tiles: int, block_k: int, channels: int) -> int:
+    """Pixels that one program sums over.
+
+    They make enough programs for any card, and depend on the problem alone: sums are the same on every card. Within a
+    share, offsets have 32 bits.
+    """
+    shares = max(
+        1, min(512 // tiles, triton.cdiv(num_pixels, 8 * block_k)), triton.cdiv(num_pixels * channels, 1 << 30)
+    )
+    return triton.cdiv(triton.cdiv(num_pixels, shares), block_k) * block_k
 
 
 def grad_weight(
@@ -96,17 +129,15 @@ def grad_weight(
     if num_pixels == 0 or live == 0:
         return result
     x, grad_y = nhwc(x), nhwc(grad_y)
-    flat = is_flat(in_channels)
-    columns = live * in_channels if flat else in_channels
-    config = choose_config("grad_weight", arch_of(x), x.dtype, out_channels, columns, num_pixels, flat=flat)
-    tiles_m = triton.cdiv(out_channels, config.block_m)
-    tiles_n = triton.cdiv(columns, config.block_n) * (1 if flat else live)
-    # enough programs for any card, and a number that depends on the problem alone: sums are the same on every card
-    shares = max(1, min(512 // (tiles_m * tiles_n), triton.cdiv(num_pixels, 8 * config.block_k)))
-    pixels_per_share = triton.cdiv(triton.cdiv(num_pixels, shares), config.block_k) * config.block_k
+    few = is_flat(in_channels)
+    config = choose_config(
+        "grad_weight", arch_of(x), x.dtype, out_channels, in_channels, num_pixels, flat=few, taps=live
+    )
+    tiles, flat = tiles_of(config.block_m, config.block_n, out_channels, in_channels, live)
+    pixels_per_share = share_of(num_pixels, tiles[0] * tiles[1], config.block_k, max(in_channels, out_channels))
     shares = triton.cdiv(num_pixels, pixels_per_share)
     partial = torch.empty(shares, out_channels, live, in_channels, dtype=torch.float32, device=x.device)
-    grad_weight_kernel[(tiles_m, tiles_n, shares)](
+    grad_weight_kernel[(*tiles, shares)](
         x_ptr=x,
         grad_y_ptr=grad_y,
         partial_ptr=partial,
@@ -115,6 +146,7 @@ def grad_weight(
         width=x.shape[3],
         num_taps=live,
         pixels_per_share=pixels_per_share,
+        **divisors_of(x.shape[2], x.shape[3]),
         C_IN=in_channels,
         C_OUT=out_channels,
         COLUMNS=size[1],

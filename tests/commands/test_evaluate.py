@@ -120,7 +120,10 @@ def test_bits_per_dim_of_densities_count_the_volume_of_a_level(runs: Path, tmp_p
     report = evaluated(runs, "vae", tmp_path / "report.json")
     want = -(report["log p(x)"] - 20 * math.log(5)) / (20 * math.log(2))
     assert report["bits per dim"] == pytest.approx(want, rel=1e-9)
-    assert "an upper bound: dequantised" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "an upper bound: dequantised" in printed
+    assert report["log P(levels)"] == pytest.approx(-want * 20 * math.log(2), rel=1e-9)
+    assert "a lower bound: dequantised" in printed
 
 
 def test_validation_images_and_last_weights_can_be_asked_for(runs: Path, tmp_path: Path) -> None:

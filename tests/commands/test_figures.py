@@ -22,7 +22,7 @@ def test_the_orders_are_tabled_and_drawn_and_nothing_is_overwritten(
     small = partial(figure_orders.compute, channels=4, num_blocks=1)
     monkeypatch.setattr(figure_orders, "compute", small)
     out = tmp_path / "deeper" / "orders"
-    argv = ["figures", "orders", "--epochs", "1", "--out", str(out)]
+    argv = ["figures", "orders", "--epochs", "1", "--seed", "3", "--seeds", "2", "--out", str(out)]
     assert main(argv) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     report = json.loads((out / "orders.json").read_text())
@@ -31,6 +31,10 @@ def test_the_orders_are_tabled_and_drawn_and_nothing_is_overwritten(
         assert row["order"] in printed
         assert 10 < row["test"] < 64 * math.log(2) + 5
         assert sorted(row["path"]) == [[i, j] for i in range(8) for j in range(8)]
+        assert row["test"] == pytest.approx(sum(row["test_of_seed"]) / 2)
+        assert row["seed_error"] == pytest.approx(abs(row["test_of_seed"][0] - row["test_of_seed"][1]) / 2)
+        assert row["difference"] == pytest.approx(row["test"] - report["rows"][0]["test"])
+    assert report["seeds"] == [3, 4]
     assert report["rows"][0]["difference"] == 0
     before = (out / "orders.png").read_bytes()
     assert before.startswith(b"\x89PNG")
@@ -72,13 +76,17 @@ def test_kl_on_the_grid_is_the_gap_of_the_elbo() -> None:
 
 
 def test_collapse_is_diagnosed_for_each_depth_with_and_without_free_bits(capsys: Any) -> None:
-    report = figure_collapse.compute(epochs=1, seed=0, depths=(0, 1))
-    assert [(row.depth, row.free_bits > 0) for row in report.rows] == [(0, False), (0, True), (1, False), (1, True)]
+    report = figure_collapse.compute(epochs=1, seed=0, num_seeds=2, depths=(0, 1))
+    cases = [(depth, free, seed) for depth in (0, 1) for free in (False, True) for seed in (0, 1)]
+    assert [(row.depth, row.free_bits > 0, row.seed) for row in report.rows] == cases
     for row in report.rows:
         assert row.kl == pytest.approx(sum(row.kl_per_dimension), rel=1e-5)
         assert row.elbo == -(row.kl + row.distortion)
+    assert len({row.kl for row in report.rows}) == 8, "a seed makes a difference"
     figure_collapse.show(report)
-    assert "free bits" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{(report.rows[0].kl + report.rows[1].kl) / 2:.2f}" in printed
+    assert f"{report.rows[0].kl:.2f} {report.rows[1].kl:.2f}" in printed
     assert len(figure_collapse.draw(report).axes) == 3
     json.dumps(figure_collapse.as_json(report))
 
@@ -88,11 +96,26 @@ def test_collapse_is_diagnosed_for_each_depth_with_and_without_free_bits(capsys:
     [
         ("--epochs 0", "--epochs must be at least 1, got 0"),
         ("--seed -1", "--seed must be in [0, 2^63)"),
+        ("--seeds 0", "--seeds must be at least 1, got 0"),
     ],
 )
 def test_bad_input_is_refused(argv: str, says: str, capsys: Any) -> None:
     assert main(["figures", "collapse", "--out", "not-made", *argv.split()]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_seeds_are_refused_where_there_is_one(capsys: Any) -> None:
+    assert main(["figures", "four-points", "--out", "not-made", "--seeds", "2"]) == 2
+    assert "--seeds does not apply to four-points" in capsys.readouterr().err
+
+
+def test_a_mean_has_an_error_from_the_images_and_one_from_the_seeds() -> None:
+    values = torch.tensor([[1.0, 3.0, 5.0], [2.0, 4.0, 12.0]])  # two seeds, three images
+    mean, images, seeds = figure_orders._mean_and_errors(values)
+    assert mean == pytest.approx(4.5)
+    assert images == pytest.approx(torch.tensor([1.5, 3.5, 8.5]).std().item() / 3**0.5)
+    assert seeds == pytest.approx(1.5)  # means 3 and 6
+    assert math.isnan(figure_orders._mean_and_errors(values[:1])[2])
 
 
 def test_the_field_of_view_that_the_table_names_is_the_decoders() -> None:

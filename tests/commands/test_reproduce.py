@@ -19,6 +19,7 @@ from fastvae.commands import evaluate, sample
 from fastvae.commands.options import rate_of, resumed, with_defaults
 from fastvae.commands.problem import CLASSES
 from fastvae.commands.recipe import BUDGETS, read_recipe, recipe_names
+from fastvae.evaluation import LogLikelihood
 
 ROOT = Path(__file__).parent.parent.parent
 PUBLISHED = {"nade": 88.33, "pixelcnn": 81.30, "gated-pixelcnn": 80.10, "pixelvae": 80.64, "iaf": 79.77}
@@ -67,7 +68,7 @@ def test_the_options_of_a_recipe_are_those_of_the_commands(name: str) -> None:
         for value in values:
             for budget in BUDGETS:
                 plan = recipe.plan([f"{choice}={value}"], budget)
-                options = with_defaults(plan.train | {"binarize": "sample"})
+                options = with_defaults({"binarize": "sample"} | plan.train)
                 assert plan.train.items() <= options.items()
                 assert vars(parser.parse_args(["run"])).keys() >= plan.evaluate.keys()
     for entry in recipe.published:  # each can be had
@@ -126,6 +127,55 @@ def test_a_run_leaves_everything_and_says_what_it_is(small: None, data: Path, tm
     assert json.loads((out / "report.json").read_text()) == report
     assert main([*argv, "--resume", "--seed", "1"]) == 2
     assert "--resume takes the same command" in capsys.readouterr().err
+
+
+def test_two_runs_are_compared_image_by_image(small: None, data: Path, tmp_path: Path, capsys: Any) -> None:
+    argv = ["reproduce", "iwae-table1", "k=5", "--data", str(data), "--out"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*argv, str(one)]) == 0
+    capsys.readouterr()
+    assert main([*argv, str(two), "--seed", "1", "--against", str(one)]) == 0
+    printed = capsys.readouterr().out
+    values = [LogLikelihood.load(run / "importance" / "result.safetensors").log_prob.double() for run in (two, one)]
+    gain = values[0] - values[1]
+    assert f"log p higher by {gain.mean():.2f} +- {gain.std() / 2:.2f} nats" in printed  # of 4 images
+    assert main([*argv, str(one), "--resume", "--against", str(one)]) == 0
+    assert "log p higher by 0.00 +- 0.00 nats" in capsys.readouterr().out
+    assert main([*argv, str(tmp_path / "three"), "--against", str(tmp_path)]) == 2
+    assert "holds no finished run of 'fastvae reproduce'" in capsys.readouterr().err
+    assert not (tmp_path / "three").exists()
+
+
+def test_a_choice_may_have_a_budget_of_its_own() -> None:
+    plans = [read_recipe("pixelvae").plan([f"decoder={name}"], "cpu") for name in ("pixelcnn", "independent")]
+    assert plans[1].train["epochs"] > 10 * plans[0].train["epochs"]
+    assert [plan.evaluate["num_samples"] for plan in plans] == [100, 5000]
+    assert all(plan.evaluate["limit"] == 200 for plan in plans)
+    assert "budget" not in plans[1].train
+    full = read_recipe("pixelvae").plan(["decoder=independent"], "full")
+    assert (full.train["epochs"], full.evaluate) == (400, {"num_samples": 1000})
+
+
+def test_grey_images_stay_grey_for_a_likelihood_of_levels(
+    data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastvae.commands import reproduce
+
+    def smaller(name: str) -> Any:
+        recipe = read_recipe(name)
+        if name == "pixelvae":
+            budget = recipe.choices["decoder"]["gaussian"]["budget"]["cpu"]
+            budget["train"] |= {"epochs": 1, "hidden": [8]}
+            budget["evaluate"] |= {"num_samples": 20, "limit": 4}
+        return recipe
+
+    monkeypatch.setattr(reproduce, "read_recipe", smaller)
+    argv = ["reproduce", "pixelvae", "decoder=gaussian", "--data", str(data), "--out", str(tmp_path / "out")]
+    assert main(argv) == 0, capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["train"]["binarize"] == "none"
+    assert f"-log P(levels) {-report['figures']['log P(levels)']:.2f} nats" in report["comparison"]
+    assert "a lower bound of log P: dequantised" in report["comparison"]
 
 
 def test_interrupted_anywhere_and_resumed_gives_the_same_figures(

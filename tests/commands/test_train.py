@@ -111,6 +111,25 @@ def test_the_estimator_and_the_memory_are_those_that_were_asked_for(estimator: s
     assert type(total.grad_fn.next_functions[0][0]).__name__ == "_BoundBackward"  # in two passes
 
 
+@pytest.mark.parametrize(
+    ("given", "estimator"), [({}, "elbo"), ({"prior": "vamp"}, "stl"), ({"prior": "vamp", "proposal": "iaf"}, "elbo")]
+)
+def test_a_vae_whose_prior_leaves_no_closed_form_learns_with_stl(given: Any, estimator: Any, files: Path) -> None:
+    from fastvae.commands.options import with_defaults
+    from fastvae.objectives import elbo
+
+    options = with_defaults({"data": str(files / "binary.npz"), "hidden": [8], "latent_size": 2} | given)
+    problem = Problem.from_options(options)
+    model, x = build_model(options, problem), problem.frozen("valid")
+    found = []
+    for value in (lambda: bound(options, model, x), lambda: elbo(model, x, estimator=estimator)):
+        model.zero_grad()
+        torch.manual_seed(1)
+        value().sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(ours, want) for ours, want in zip(*found, strict=True))
+
+
 def test_defaults_of_the_help_are_those_of_the_run() -> None:
     from fastvae.commands.options import with_defaults
 

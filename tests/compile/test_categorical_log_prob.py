@@ -12,7 +12,7 @@ CASES = [(arch, dtype, 1024) for arch in (80, 90, 100) for dtype in ("fp32", "bf
 @pytest.mark.parametrize(("arch", "dtype", "sites"), CASES)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_compiles(cross_compile: Callable, arch: int, dtype: str, sites: int, direction: str) -> None:
-    c = kernels.config(3072, 256, sites)
+    c = kernels.config(3072, 256, sites, 4 if dtype == "fp32" else 2, is_backward=direction == "backward")
     pointers = {"x_ptr": "*fp32", "logits_ptr": f"*{dtype}"}
     if direction == "forward":
         pointers |= {"partial_ptr": "*fp32"}

@@ -5,29 +5,33 @@ from collections.abc import Callable
 import pytest
 from fastvae_kernels import gaussian_log_prob as kernels
 
-SIZES = {"num_rows": "i32", "num_data": "i32", "num_scales": "i32"}
+# tiles of one datapoint each, and on one architecture as many datapoints as rows
+CASES = [(arch, dtype, 100) for arch in (80, 90, 100) for dtype in ("fp32", "bf16")] + [(90, "bf16", 10**5)]
 
 
-@pytest.mark.parametrize("arch", [80, 90, 100])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(("arch", "dtype", "num_data"), CASES)
 @pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kernel", "_shared_backward_kernel"])
-def test_compiles(cross_compile: Callable, arch: int, dtype: str, kernel: str) -> None:
+def test_compiles(cross_compile: Callable, arch: int, dtype: str, num_data: int, kernel: str) -> None:
+    sizes = dict.fromkeys(("num_rows", "num_data", "num_scales"), "i32")
     pointers = {"x_ptr": "*fp32", "loc_ptr": f"*{dtype}", "log_scale_ptr": f"*{dtype}"}
     if kernel == "_forward_kernel":
         pointers |= {"total_ptr": "*fp32"}
     else:
         pointers |= {"grad_ptr": "*fp32", "grad_loc_ptr": f"*{dtype}", "grad_log_scale_ptr": f"*{dtype}"}
     if kernel == "_shared_backward_kernel":
-        c = kernels.shared_config(784)
-        meta = {"BLOCK_COLS": c.block_cols, "REPEATS": c.repeats}
+        c = kernels.shared_config(10**5, num_data, 1, 784)
+        meta: dict[str, object] = {"REPEATS": c.repeats}
+        sizes["num_groups"] = "i32"
         pointers["grad_log_scale_ptr"] = "*fp32"  # partial sums
     else:
-        c = kernels.config(784)
-        meta = {"IS_PER_COL": True, "BLOCK_ROWS": c.block_rows, "BLOCK_COLS": c.block_cols}
+        c = kernels.config(10**5, num_data, 784)
+        meta = {"IS_PER_COL": True}
+    assert c.one_datum == (num_data == 100)
+    blocks = {"BLOCK_ROWS": c.block_rows, "BLOCK_COLS": c.block_cols, "ONE_DATUM": c.one_datum}
     compiled = cross_compile(
         getattr(kernels, kernel),
-        pointers | SIZES,
-        {"NUM_COLS": 784} | meta,
+        pointers | sizes,
+        {"NUM_COLS": 784} | blocks | meta,
         arch,
         num_warps=c.num_warps,
         divisible=list(pointers),

@@ -46,9 +46,9 @@ def compile_row(
     precision: str,
     arch: int,
     epilogue: dict[str, Any] = PLAIN,
+    num_pixels: int = 1 << 20,
 ) -> Any:
     flat, live, element = is_flat(in_channels), 25, f"*{TYPES[dtype]}"
-    columns = live * in_channels if flat else in_channels
     meta = {
         "C_IN": in_channels,
         "C_OUT": out_channels,
@@ -56,12 +56,13 @@ def compile_row(
         "ABOVE": 3,
         "BEFORE": 3,
         "DILATION": 1,
-        "FLAT": flat,
         "PRECISION": precision,
     }
-    sizes = dict.fromkeys(("num_pixels", "height", "width", "num_taps"), "i32")
+    sizes = dict.fromkeys(("num_pixels", "height", "width", "num_taps", "area_shift", "width_shift"), "i32")
+    sizes |= dict.fromkeys(("origin_factor", "area_factor", "width_factor"), "i64")
     if op in ("conv", "block"):
-        config = choose_config(op, arch, dtype, 1 << 20, out_channels, columns, flat=flat)
+        reduced = live * in_channels if flat else in_channels
+        config = choose_config(op, arch, dtype, num_pixels, out_channels, reduced, flat=flat)
         pointers = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "y_ptr"), element)
         kernel = kernels.conv_kernel
         meta |= {"DIRECTION": 1, "GATED": False, "CONDITION_IS_MAP": False, "ACTIVATION": ""}
@@ -69,9 +70,11 @@ def compile_row(
         pointers |= {name: element for name in epilogue if name.endswith("_ptr")}
         meta |= {name: value for name, value in epilogue.items() if not name.endswith("_ptr")}
     else:
-        config = choose_config(op, arch, dtype, out_channels, columns, 1 << 20, flat=flat)
+        config = choose_config(op, arch, dtype, out_channels, in_channels, num_pixels, flat=flat, taps=live)
+        flat = config.block_n > in_channels
         pointers = {"x_ptr": element, "grad_y_ptr": element, "partial_ptr": "*fp32"}
         kernel, sizes = kernels.grad_weight_kernel, sizes | {"pixels_per_share": "i32"}
+    meta["FLAT"] = flat
     meta |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
     compiled = cross_compile(
         kernel,

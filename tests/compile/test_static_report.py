@@ -8,7 +8,8 @@ import pytest
 import triton
 
 from benchmarks.cross_compile import Compiled
-from benchmarks.static_report import predict, resident_programs
+from benchmarks.static_code import executed, executed_around_products, loops_of
+from benchmarks.static_report import own_cache, predict, resident_programs
 from benchmarks.static_work import Work, work_of
 
 
@@ -69,6 +70,49 @@ def test_the_slowest_ceiling_binds() -> None:
     half = compiled(PRECISION="ieee")
     assert predict(half, products, {"HGMMA": 1}).cycles == pytest.approx(1e9 / 4094, rel=1e-3)
     assert predict(half, products, {"HMMA": 1}).of_limit == pytest.approx(0.62)
-    # a body of 1000 instructions, twice, in 128 threads at 128 in a cycle
-    body = Work(flops=0, bytes=1, cached_bytes=1, in_flight=1e6, trips=2)
-    assert predict(compiled(), body, {"FFMA": 1000}).cycles == pytest.approx(2000)
+    # 2000 instructions of 128 threads at 128 in a cycle
+    code = Work(flops=0, bytes=1, cached_bytes=1, in_flight=1e6, trips=2)
+    assert predict(compiled(), code, {"FFMA": 2000}).cycles == pytest.approx(2000)
+
+
+def test_what_a_program_loads_again_comes_from_the_own_cache_if_there_is_room() -> None:
+    # eight programs leave 256 KiB, or 28 where Triton asks for all the shared memory there is
+    assert own_cache(compiled()) == (256 - 8) << 10
+    assert own_cache(compiled(shared=50_000)) == 28 << 10
+    work = Work(flops=0, bytes=1, cached_bytes=1e6, in_flight=1e9, near_bytes=1e5, repeated_bytes=9e5, held_bytes=20e3)
+    assert predict(compiled(), work, {}).cycles == pytest.approx(1e5 / (5120 / 132))
+    crowded = predict(compiled(), Work(**vars(work) | {"held_bytes": 40e3}), {})
+    assert crowded.cycles == pytest.approx(1e6 / (5120 / 132))
+    # a copy reads one memory and writes the same
+    assert predict(compiled(), Work(**vars(work) | {"near_bytes": 1e6}), {}).bound_by == "own cache"
+
+
+def test_what_waits_for_products_runs_beside_those_of_other_programs_only() -> None:
+    work = Work(flops=4094e3, bytes=0, cached_bytes=0, in_flight=1, trips=1, waits=True)
+    instructions = {"HGMMA": 1, "FFMA": 1499}
+    assert predict(compiled(registers=255, PRECISION="ieee"), work, instructions).cycles == pytest.approx(
+        1500, rel=1e-3
+    )
+    alone = predict(compiled(shared=200_000, PRECISION="ieee"), work, instructions)
+    assert alone.cycles == pytest.approx(2500, rel=1e-3)
+    assert alone.bound_by == "products and instructions"
+
+
+def test_instructions_count_as_often_as_their_loops_run() -> None:
+    code = """
+        /*0000*/                   FADD R0, R0, R0 ;
+        /*0010*/                   FMUL R0, R0, R0 ;
+        /*0020*/              @!P0 MUFU.EX2 R0, R0 ;
+        /*0030*/               @P1 BRA 0x20 ;
+        /*0040*/               @P0 BRA 0x10 ;
+        /*0050*/                   EXIT ;
+        /*0060*/                   BRA 0x10 ;
+        /*0070*/                   NOP ;
+    """
+    assert loops_of(code) == [(0x10, 0x40), (0x20, 0x30)]  # the jump behind the end is no loop
+    found = executed(code, (3, 5))
+    assert (found["FADD"], found["FMUL"], found["MUFU"], found["NOP"]) == (1, 3, 15, 0)
+    assert executed(code, (3,))["MUFU"] == 3
+    around = executed_around_products(code.replace("FMUL", "HMMA"), 7)
+    assert (around["FADD"], around["HMMA"], around["MUFU"]) == (1, 7, 7)
+    assert executed_around_products(code, 7)["FMUL"] == 1

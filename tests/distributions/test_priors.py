@@ -213,3 +213,21 @@ def test_a_bound_makes_the_prior_once() -> None:
         calls.clear()
         bound(model, torch.zeros(2, *SHAPE))
         assert len(calls) == 2, "the images and the pseudo-inputs"
+
+
+def test_stl_leaves_out_the_score_of_the_proposal_and_keeps_the_encoder_in_a_vampprior() -> None:
+    model = VAE(SHAPE, **SMALL, prior=PRIORS["vamp"]).double()
+    x = torch.rand(2, *SHAPE).round().double()
+    grads = []
+    for estimator in ("stl", "elbo"):
+        model.zero_grad()
+        torch.manual_seed(3)
+        objectives.elbo(model, x, 5, estimator=estimator).sum().backward()
+        grads.append([parameter.grad.clone() for parameter in model.parameters()])
+    model.zero_grad()
+    torch.manual_seed(3)
+    q = model.proposal(x)
+    q.log_prob(q.rsample((5,)).detach()).mean(0).sum().backward()
+    for parameter, stl, plain in zip(model.parameters(), *grads, strict=True):
+        score = torch.zeros_like(stl) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(stl - plain, score)

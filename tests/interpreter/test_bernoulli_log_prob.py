@@ -7,9 +7,12 @@ from fastvae_kernels import bernoulli_log_prob as kernels
 import fastvae
 from fastvae import ops, reference
 
+# (X, repeats, D): the last two with tiles of one datapoint, and with more logarithms than can be joined
+SHAPES = [(1, 1, 1), (3, 2, 16), (1, 9, 100), (2, 1, 1025), (2, 64, 20), (1, 1, 4200)]
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("num_data", "repeats", "size"), [(1, 1, 1), (3, 2, 16), (1, 9, 100), (2, 1, 1025)])
+@pytest.mark.parametrize(("num_data", "repeats", "size"), SHAPES)
 def test_forward_and_backward_equal_the_definition(num_data: int, repeats: int, size: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.rand(num_data, size) < 0.5

@@ -22,6 +22,7 @@ from fastvae.ops.tap_bits import mirror_tap_bits
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 5e-5}, torch.float16: {"rtol": 4e-3, "atol": 2e-2}}
 KERNEL_SIZE, CENTRE = 3, (1, 1)
+FEW = 20  # channels of one tap
 MORE = 2  # beyond a whole tile; even, for the halves of a gate
 HEIGHT, WIDTH = 5, 7
 
@@ -50,7 +51,7 @@ def force(patch: pytest.MonkeyPatch, module: Any, op: str, is_flat: bool, row: A
     """Let ``module`` launch ``op`` with ``row`` and nothing else; how often it did."""
     launches = 0
 
-    def choose(asked: str, *_: Any, flat: bool) -> Any:
+    def choose(asked: str, *_: Any, flat: bool, taps: int = 1) -> Any:
         nonlocal launches
         launches += 1
         assert (asked, flat) == (op, is_flat)
@@ -130,22 +131,26 @@ def test_blocks(op: str, dtype: torch.dtype, is_flat: bool, row: Any, monkeypatc
     assert launches() == 2
 
 
-def weight_problem(row: Any, dtype: torch.dtype, is_flat: bool, taps: int) -> tuple[Tensor, Tensor]:
-    """x and the gradient of y for more channels than one block of ``row``, and more pixels; if flat, for two shares."""
-    in_channels = row.block_n // taps + 1 if is_flat else row.block_n + MORE
+def weight_problems(row: Any, dtype: torch.dtype, is_flat: bool, taps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """x and the gradient of y for more channels than one block of ``row``, and more pixels; if flat, for two shares.
+
+    A block of more channels than there are covers several taps: once they fill it, and once they do not.
+    """
     batch = images(8 * row.block_k if is_flat else row.block_k)
-    x = made(dtype, batch, in_channels, HEIGHT, WIDTH)
-    return x, made(dtype, batch, row.block_m + MORE, HEIGHT, WIDTH, scale=0.1)
+    for in_channels in [row.block_n // taps + 1] if is_flat else {row.block_n + MORE, min(row.block_n + MORE, FEW)}:
+        x = made(dtype, batch, in_channels, HEIGHT, WIDTH)
+        yield x, made(dtype, batch, row.block_m + MORE, HEIGHT, WIDTH, scale=0.1)
 
 
 @pytest.mark.parametrize(("op", "dtype", "is_flat", "row"), rows(config.TABLE, "grad_weight"))
 def test_weight_gradient(op: str, dtype: torch.dtype, is_flat: bool, row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    launches, live = force(monkeypatch, grad_weight_kernels, op, is_flat, row), live_taps(is_flat)
-    x, grad_y = weight_problem(row, dtype, is_flat, live)
-    shape = (grad_y.shape[1], x.shape[1], KERNEL_SIZE, KERNEL_SIZE)
-    got = kernels.grad_weight(x, grad_y, (KERNEL_SIZE, KERNEL_SIZE), live, 1, CENTRE)
-    check(got, gradients(masked_to(live), grad_y, x, torch.zeros(shape))[1])
-    assert launches() == 1
+    launches, live, problems = force(monkeypatch, grad_weight_kernels, op, is_flat, row), live_taps(is_flat), 0
+    for x, grad_y in weight_problems(row, dtype, is_flat, live):
+        problems += 1
+        shape = (grad_y.shape[1], x.shape[1], KERNEL_SIZE, KERNEL_SIZE)
+        got = kernels.grad_weight(x, grad_y, (KERNEL_SIZE, KERNEL_SIZE), live, 1, CENTRE)
+        check(got, gradients(masked_to(live), grad_y, x, torch.zeros(shape))[1])
+    assert launches() == problems
 
 
 def any_bits() -> Tensor:
@@ -173,14 +178,14 @@ def test_local_convolution_and_input_gradient(
 def test_local_weight_gradient(
     op: str, dtype: torch.dtype, is_flat: bool, row: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launches = force(monkeypatch, local_kernels, op, is_flat, row)
-    (x, grad_y), bits = weight_problem(row, dtype, is_flat, KERNEL_SIZE**2), any_bits()
+    launches, bits, problems = force(monkeypatch, local_kernels, op, is_flat, row), any_bits(), 0
 
     def masked(x: Tensor, weight: Tensor) -> Tensor:
         return reference.locally_masked_conv2d(x, weight, None, bits, 1)
 
-    shape = (grad_y.shape[1], x.shape[1], KERNEL_SIZE, KERNEL_SIZE)
-    check(
-        local_kernels.grad_weight(x, grad_y, KERNEL_SIZE, bits, 1), gradients(masked, grad_y, x, torch.zeros(shape))[1]
-    )
-    assert launches() == 1
+    for x, grad_y in weight_problems(row, dtype, is_flat, KERNEL_SIZE**2):
+        problems += 1
+        shape = (grad_y.shape[1], x.shape[1], KERNEL_SIZE, KERNEL_SIZE)
+        got = local_kernels.grad_weight(x, grad_y, KERNEL_SIZE, bits, 1)
+        check(got, gradients(masked, grad_y, x, torch.zeros(shape))[1])
+    assert launches() == problems

@@ -9,7 +9,9 @@ from fastvae import ops, reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("num_data", "repeats", "size", "inner"), [(1, 1, 1, 1), (3, 6, 20, 40), (2, 70, 130, 17)])
+@pytest.mark.parametrize(
+    ("num_data", "repeats", "size", "inner"), [(1, 1, 1, 1), (3, 6, 20, 40), (2, 70, 130, 17), (2, 120, 20, 17)]
+)
 def test_forward_and_gradient_of_the_logits_equal_the_definition(
     num_data: int, repeats: int, size: int, inner: int, dtype: torch.dtype
 ) -> None:

@@ -9,8 +9,8 @@ import fastvae
 from fastvae import ops, reference
 from fastvae.ops import linear_operators, linear_rows
 
-# (X, repeats, A, B, H): fewer and more than a tile, several channels, steps that leave a rest
-SHAPES = [(1, 1, 1, 1, 1), (3, 6, 2, 5, 40), (2, 35, 1, 70, 17)]
+# (X, repeats, A, B, H): fewer and more than a tile, several channels, steps that leave a rest, tiles of one datapoint
+SHAPES = [(1, 1, 1, 1, 1), (3, 6, 2, 5, 40), (2, 35, 1, 70, 17), (2, 120, 2, 5, 17)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -43,7 +43,7 @@ def test_gaussian_equals_its_definition(scale: str, shape: tuple[int, ...], dtyp
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("num_levels", [1, 7, 100, 300])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (3, 6, 2, 3, 40)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (3, 6, 2, 3, 40), (2, 120, 1, 2, 17)])
 def test_categorical_equals_its_definition(shape: tuple[int, ...], num_levels: int, dtype: torch.dtype) -> None:
     num_data, repeats, channels, places, inner = shape
     outputs = channels * num_levels * places
