@@ -54,9 +54,8 @@ def config(num_rows: int, num_cols: int, inner: int) -> Config:
 
 def forward_config(family: str, h: torch.Tensor, num_data: int, num_outputs: int) -> Config:
     """The configuration of a forward pass for ``h`` (R, H) of a family in ``FAMILIES``; no timing at run time."""
-    return choose_forward(
-        family, arch_of(h) or 90, precision_of(h.dtype), h.element_size(), *h.shape, num_data, num_outputs
-    )
+    (num_rows, inner), size = h.shape, h.element_size()
+    return choose_forward(family, arch_of(h) or 90, precision_of(h.dtype), size, num_rows, inner, num_data, num_outputs)
 
 
 FAMILIES = ("bernoulli", "gaussian", "gaussian, shared scales", "categorical")
