@@ -34,7 +34,7 @@ COMPILE = os.environ.get("FASTVAE_BENCH_COMPILE") == "1"
 CASES = (
     [(50, 4), (200, 2)]
     if TINY
-    else [(50, 256), (500, 64), (5000, 12), (50_000, 2), (1_000_000, 1)]
+    else [(50, 128), (500, 32), (5000, 8), (50_000, 1), (1_000_000, 1)]
     if DEVICE == "cpu"
     else [(50, 10_000), (500, 1000), (5000, 100), (50_000, 10), (1_000_000, 1)]
 )
@@ -241,6 +241,9 @@ def times_of(name: str, num_samples: int, num_images: int) -> dict[str, float]:
         of_limit = seconds(limit(few * num_images)) / pairs["candidate_s"]
     else:
         of_limit = interleaved(ours, limit(few * num_images), rounds=rounds, min_seconds=1e-3)["ratio"]
+    if name == "fastvae":  # drift between tests is larger than the difference
+        careful = functools.partial(best_of_eager, model, x, few)
+        pairs["best_eager_ratio"] = interleaved(ours, careful, rounds=rounds, min_seconds=1e-3)["ratio"] * samples / few
     for key in ("ratio", "ratio_q1", "ratio_q3"):
         pairs[key] *= samples / few
     pairs["candidate_s"] *= num_samples / samples
