@@ -148,7 +148,7 @@ class LogWeights:
                 follow those that the datapoints have, which is read from the device of the state.
 
         Raises:
-            TypeError: if ``log_w`` is not floating point.
+            TypeError: if ``log_w`` is not floating point, or ``first_sample`` no integer.
             ValueError: if shapes or devices do not fit, or ``first_sample`` is negative.
         """
         if not isinstance(log_w, Tensor):
@@ -164,6 +164,8 @@ class LogWeights:
             raise ValueError(f"log_w must be on the device of the state, got {log_w.device} and {counts.device}")
         if first_sample is None:
             first_sample = int(counts.sum(0).max()) if counts.shape[1] else 0
+        if not isinstance(first_sample, int) or isinstance(first_sample, bool):
+            raise TypeError(f"first_sample must be an integer, got {first_sample!r}")
         if first_sample < 0:
             raise ValueError(f"first_sample must not be negative, got {first_sample}")
         # whole rounds of B samples enter all blocks at once; what is before and after enters some of them
