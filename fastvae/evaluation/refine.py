@@ -73,6 +73,7 @@ def refine(
     Raises:
         TypeError: if ``q`` is of another kind, or a number is no number.
         ValueError: if a number makes no sense, or ``q`` or ``ids`` are not of the datapoints ``x``.
+        RuntimeError: in ``torch.inference_mode()``.
 
     Example:
         >>> q = DiagonalGaussian(torch.zeros(2, 1), torch.zeros(2, 1))  # the prior; z | x ~ N(x / 2, 1 / 2)
@@ -85,6 +86,8 @@ def refine(
     """
     max_rows = max(1, x.shape[0] * num_samples) if max_rows is None else max_rows
     _check_numbers(steps, num_samples, learning_rate, max_rows)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("refine needs gradients, which torch.inference_mode() forbids; torch.no_grad() will do")
     loc, log_scale = parameters_of(q)
     if loc.shape[0] != x.shape[0]:
         raise ValueError(f"q must have batch shape ({x.shape[0]},), one for each datapoint, got ({loc.shape[0]},)")

@@ -180,6 +180,16 @@ def test_bad_numbers_are_named(options: dict[str, Any], error: type[Exception], 
         refine(far_off(x), log_joint, x, **options)
 
 
+def test_it_works_without_gradients_but_not_in_inference_mode(x: Tensor) -> None:
+    with torch.no_grad():
+        assert refine(far_off(x), log_joint, x, steps=2).mean.isfinite().all()
+    options = {"proposal": far_off, "log_joint": log_joint, "num_samples": 2}
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"refine needs gradients, which .*inference_mode"):
+        fastvae.log_likelihood(x, refine=1, **options)
+    with torch.inference_mode():
+        assert fastvae.log_likelihood(x, **options).log_prob.isfinite().all()
+
+
 @pytest.mark.parametrize("count", [1, 6])
 def test_a_proposal_of_other_datapoints_is_refused(count: int, x: Tensor) -> None:
     with pytest.raises(ValueError, match=rf"q must have batch shape \(7,\), one for each datapoint, got \({count},\)"):
