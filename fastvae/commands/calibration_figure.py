@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fastvae.evaluation.calibration import Calibration, CalibrationRow, predict
+from fastvae.evaluation.log_weights import TRUSTED_ESS, TRUSTED_KHAT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ def _ess(panel: Any, calibration: Calibration) -> None:
     scales, theory = _theory(calibration, "ess")
     panel.plot(scales, theory, color=_THEORY, label="predicted")
     panel.plot(*_points(calibration, "ess"), "o", color=_REPORTED, markersize=5, label="reported (median)")
-    panel.axhline(100, color=_BAD, linestyle=":", linewidth=1)
+    panel.axhline(TRUSTED_ESS, color=_BAD, linestyle=":", linewidth=1)
     panel.set_yscale("log")
     panel.set_ylim(0.5, 2 * calibration.num_samples)
     _title(panel, "Effective sample size")
@@ -103,7 +104,7 @@ def _coverage(panel: Any, calibration: Calibration) -> None:
 
 
 def _khat(panel: Any, calibration: Calibration) -> None:
-    panel.axhline(0.7, color=_BAD, linestyle=":", linewidth=1, label="limit of trust")
+    panel.axhline(TRUSTED_KHAT, color=_BAD, linestyle=":", linewidth=1, label="largest k-hat trusted")
     panel.plot(*_points(calibration, "khat"), "o", color=_REPORTED, markersize=5, label="median k-hat")
     panel.plot(
         *_points(calibration, "trusted_share"), "^", color=_MEASURED, markersize=6, label="share that is trusted"

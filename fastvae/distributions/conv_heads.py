@@ -138,7 +138,7 @@ class ConvGaussian(_ConvHead):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        family = GaussianLikelihood(scale).to(device=device, dtype=dtype)
+        family = GaussianLikelihood(scale, dtype).to(device=device)
         super().__init__(in_channels, num_channels, family, bias, device, dtype)
 
 

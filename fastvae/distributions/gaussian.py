@@ -62,6 +62,7 @@ class GaussianLikelihood(Likelihood):
         scale: ``"shared"`` learns one s for all values, ``"pixel"`` takes a second channel of parameters as the
             log-scale of each value, a positive number fixes s. In the units of the data; the learned s starts at 0.2,
             which suits data in (0, 1) as :func:`fastvae.data.dequantize` makes them.
+        dtype: of the log-scale, torch's default if None.
 
     Raises:
         TypeError, ValueError: if ``scale`` is none of these.
@@ -70,7 +71,7 @@ class GaussianLikelihood(Likelihood):
     name = "gaussian"
     num_levels = None
 
-    def __init__(self, scale: str | float = "shared") -> None:
+    def __init__(self, scale: str | float = "shared", dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if isinstance(scale, str):
             if scale not in ("shared", "pixel"):
@@ -81,7 +82,7 @@ class GaussianLikelihood(Likelihood):
             raise ValueError(f"scale must be positive and finite, got {scale}")
         self.scale_mode = scale
         self.num_params = 2 if scale == "pixel" else 1
-        start = torch.tensor(math.log(scale) if isinstance(scale, float | int) else math.log(0.2))
+        start = torch.tensor(math.log(scale) if isinstance(scale, float | int) else math.log(0.2), dtype=dtype)
         if scale == "shared":
             self.log_scale = nn.Parameter(start)
         elif scale != "pixel":

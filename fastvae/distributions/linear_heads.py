@@ -139,7 +139,7 @@ class LinearGaussian(_LinearHead):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        family = GaussianLikelihood(scale).to(device=device, dtype=dtype)
+        family = GaussianLikelihood(scale, dtype).to(device=device)
         super().__init__(in_features, event_shape, family, bias, device, dtype)
 
 

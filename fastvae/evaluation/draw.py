@@ -70,7 +70,7 @@ def draw(
     Returns:
         z (count, N, ...), or a tuple of such tensors, and log q(z) (count, N) in nats.
     """
-    _check_proposal(q)
+    _check_proposal(q, ids.shape[0])
     if is_addressed(q):
         noise = _noise(seed, ids, first, count, noise_size(q), _dtype(q, dtype))
         if contiguous or not (type(q) is DiagonalGaussian or _normal(q)):
@@ -85,7 +85,7 @@ def example(q: Any, ids: Tensor, dtype: torch.dtype) -> Latent:
     Raises:
         TypeError, ValueError: where :func:`draw` would.
     """
-    _check_proposal(q)
+    _check_proposal(q, ids.shape[0])
     if not is_addressed(q):
         return draw(q, 0, ids, 0, 1, dtype)[0]
     noise = torch.zeros(1, ids.shape[0], noise_size(q), dtype=_dtype(q, dtype), device=ids.device)
@@ -131,8 +131,11 @@ def _layers(z: Latent) -> tuple[Tensor, ...]:
     return (z,) if isinstance(z, Tensor) else z
 
 
-def _check_proposal(q: Any) -> None:
+def _check_proposal(q: Any, num_points: int) -> None:
     if any(hasattr(q, name) for name in ("log_prob", "rsample_and_log_prob", "from_noise")):
+        batch = tuple(getattr(q, "batch_shape", ()))
+        if batch and batch[0] not in (1, num_points):
+            raise ValueError(f"proposal(x) must have batch shape ({num_points},), one for each datapoint, got {batch}")
         return
     got, fix = type(q).__name__, ""
     if isinstance(q, tuple | list):

@@ -14,9 +14,10 @@ from . import stored
 from .blocks import BoundCurve, Jackknife, bound_curve, effective_samples, jackknife, log_mean, relative, whole
 from .khat import pareto_khat
 
-__all__ = ["UNTRUSTED", "LogWeights", "MeanLogProb", "is_trusted", "mean_log_prob"]
+__all__ = ["TRUSTED_ESS", "TRUSTED_KHAT", "UNTRUSTED", "LogWeights", "MeanLogProb", "is_trusted", "mean_log_prob"]
 
-UNTRUSTED = "ESS <= 100 or k-hat >= 0.5"  # in words
+TRUSTED_ESS, TRUSTED_KHAT = 100, 0.5  # see is_trusted
+UNTRUSTED = f"ESS <= {TRUSTED_ESS} or k-hat >= {TRUSTED_KHAT}"  # in words
 
 _TAIL = 256  # largest log-weights kept: enough for k-hat up to M = 7000 by the usual rule, and a fair tail beyond
 _BLOCKS = 32  # the jackknife's error is known to 13 %, and the curve has 5 doublings below M
@@ -78,7 +79,7 @@ def is_trusted(ess: Tensor, khat: Tensor) -> Tensor:
     are slightly heavier: the ESS is nearly M, the error tiny and right, yet k-hat, which looks at the shape of the tail
     and not at its weight, is above 0.5. So it is after many steps of :func:`fastvae.evaluation.refine`.
     """
-    return (ess > 100) & (khat < 0.5)
+    return (ess > TRUSTED_ESS) & (khat < TRUSTED_KHAT)
 
 
 class LogWeights:
@@ -148,7 +149,7 @@ class LogWeights:
                 follow those that the datapoints have, which is read from the device of the state.
 
         Raises:
-            TypeError: if ``log_w`` is not floating point.
+            TypeError: if ``log_w`` is not floating point, or ``first_sample`` no integer.
             ValueError: if shapes or devices do not fit, or ``first_sample`` is negative.
         """
         if not isinstance(log_w, Tensor):
@@ -164,6 +165,8 @@ class LogWeights:
             raise ValueError(f"log_w must be on the device of the state, got {log_w.device} and {counts.device}")
         if first_sample is None:
             first_sample = int(counts.sum(0).max()) if counts.shape[1] else 0
+        if not isinstance(first_sample, int) or isinstance(first_sample, bool):
+            raise TypeError(f"first_sample must be an integer, got {first_sample!r}")
         if first_sample < 0:
             raise ValueError(f"first_sample must not be negative, got {first_sample}")
         # whole rounds of B samples enter all blocks at once; what is before and after enters some of them

@@ -10,6 +10,8 @@ import torch
 
 from fastvae import figures
 
+from .log_weights import TRUSTED_ESS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -77,9 +79,10 @@ def _histogram(axes: Any, result: LogLikelihood) -> None:
     groups = [ess[trusted].numpy(), ess[~trusted].numpy()]
     labels = [f"trusted: {len(groups[0]):,}", f"not trusted: {len(groups[1]):,}"]
     axes.hist(groups, bins=bins.numpy(), stacked=True, color=[_BLUE, _ORANGE], label=labels, edgecolor="white", lw=0.5)
-    axes.axvline(100.0, color=_GREY, lw=1, ls=":", label="ESS = 100")
+    axes.axvline(TRUSTED_ESS, color=_GREY, lw=1, ls=":", label=f"ESS = {TRUSTED_ESS}")
     axes.set_xscale("log")
     axes.set_xlabel(f"effective samples of {samples:,}", fontsize=9)
     axes.set_ylabel("datapoints", fontsize=9)
+    axes.yaxis.get_major_locator().set_params(integer=True)  # counts
     axes.set_title("ESS", fontsize=9, loc="left")
     axes.legend(fontsize=8, frameon=False, loc="upper left")

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Independent, Normal
 from fastvae import ops
 from fastvae.distributions import DiagonalGaussian, checked_data
 
-from .arguments import checked_log_prob
+from .arguments import checked_ids, checked_log_prob
 
 __all__ = ["NUM_SAMPLES", "Refined", "parameters_of", "refine"]
 
@@ -72,7 +72,8 @@ def refine(
 
     Raises:
         TypeError: if ``q`` is of another kind, or a number is no number.
-        ValueError: if a number makes no sense.
+        ValueError: if a number makes no sense, or ``q`` or ``ids`` are not of the datapoints ``x``.
+        RuntimeError: in ``torch.inference_mode()``.
 
     Example:
         >>> q = DiagonalGaussian(torch.zeros(2, 1), torch.zeros(2, 1))  # the prior; z | x ~ N(x / 2, 1 / 2)
@@ -83,10 +84,15 @@ def refine(
         >>> bool((better.stddev - 0.5**0.5).abs().max() < 0.05)
         True
     """
-    _check_numbers(steps, num_samples, learning_rate)
+    max_rows = max(1, x.shape[0] * num_samples) if max_rows is None else max_rows
+    _check_numbers(steps, num_samples, learning_rate, max_rows)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("refine needs gradients, which torch.inference_mode() forbids; torch.no_grad() will do")
     loc, log_scale = parameters_of(q)
-    ids = torch.arange(x.shape[0], device=x.device) if ids is None else ids
-    size = max(1, (max_rows or x.shape[0] * num_samples) // num_samples)
+    if loc.shape[0] != x.shape[0]:
+        raise ValueError(f"q must have batch shape ({x.shape[0]},), one for each datapoint, got ({loc.shape[0]},)")
+    ids = checked_ids(ids, x)
+    size = max(1, max_rows // num_samples)
     fitted = []
     for start in range(0, x.shape[0], size):
         some = slice(start, start + size)
@@ -228,8 +234,8 @@ class _Fit:
         return drawn.transpose(0, 1).reshape(self.num_samples, *self.loc.shape)
 
 
-def _check_numbers(steps: int, num_samples: int, learning_rate: float) -> None:
-    for name, value in (("steps", steps), ("num_samples", num_samples)):
+def _check_numbers(steps: int, num_samples: int, learning_rate: float, max_rows: int) -> None:
+    for name, value in (("steps", steps), ("num_samples", num_samples), ("max_rows", max_rows)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < 1:

@@ -156,7 +156,7 @@ class LogLikelihood:
         if not parts:
             raise ValueError("parts must hold at least one LogLikelihood, got none")
         for part in parts:
-            parts[0]._check_alike("parts", part)
+            LogLikelihood._check_alike(parts[0], "parts", part)
         origin = Origin.joined([part.origin for part in parts])
         weights = LogWeights.join([part.weights for part in parts])
 
@@ -167,8 +167,9 @@ class LogLikelihood:
         return LogLikelihood(weights, parts[0].num_dims, origin, more if known else None)
 
     def _check_alike(self, name: str, other: LogLikelihood) -> None:
-        if not isinstance(other, LogLikelihood):
-            raise TypeError(f"{name} must be a LogLikelihood, got {type(other).__name__}")
+        for one in (self, other):
+            if not isinstance(one, LogLikelihood):
+                raise TypeError(f"{name} must be a LogLikelihood, got {type(one).__name__}")
         if self.num_dims != other.num_dims:
             raise ValueError(f"{name} must have datapoints of {self.num_dims} values, got {other.num_dims}")
 
@@ -282,6 +283,12 @@ class LogLikelihood:
             f"  ESS       median {float(ess.median()):.1f}, smallest {float(ess.min()):.1f}",
             f"  k-hat     median {float(khat.median()):.2f}, largest {float(khat.max()):.2f}",
         ]
+        bad = self.weights.num_bad
+        if bool(bad.any()):
+            lines.append(
+                f"  nan       {int((bad > 0).sum())} datapoints, with {int(bad.sum())} log-weights that are nan or "
+                "+inf: an error of the model, see weights.num_bad"
+            )
         if mean.num_untrusted:
             lines.append(
                 f"  unknown   bias of {mean.num_untrusted} datapoints ({UNTRUSTED}): their log p(x) may "

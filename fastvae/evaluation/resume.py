@@ -122,8 +122,8 @@ class Checkpoint:
         stored_arguments = header.get("arguments")
         if not isinstance(stored_arguments, dict):
             raise ValueError(f"{path} is a result without the arguments of its evaluation: choose another checkpoint")
-        for name, ours in self.arguments.items():
-            theirs = stored_arguments.get(name)
+        for name in {**self.arguments, **stored_arguments}:  # a condition may be on one side alone
+            ours, theirs = self.arguments.get(name), stored_arguments.get(name)
             if theirs != ours:
                 raise ValueError(
                     f"{path} is the checkpoint of another evaluation: its {name} is {theirs}, not {ours}; choose "

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastvae.__main__ import main
 
@@ -32,6 +33,21 @@ def test_writes_table_report_and_picture_and_nothing_twice(tmp_path: Path, capsy
 def test_one_proposal_is_enough_for_a_picture(tmp_path: Path) -> None:
     for scale in ("1", "0.5"):
         assert main(["calibrate", *SMALL, "--scales", scale, "--out", str(tmp_path / scale)]) == 0
+
+
+def test_the_picture_shows_the_limits_of_the_trust_rule() -> None:
+    from fastvae.commands.calibration_figure import calibration_figure
+    from fastvae.evaluation import calibrate
+    from fastvae.evaluation.log_weights import TRUSTED_ESS, TRUSTED_KHAT, is_trusted
+
+    figure = calibration_figure(calibrate([0.9, 1.2], num_samples=200, replicates=5, latent_size=3, progress=False))
+    limits = {
+        axes.get_title(): [line.get_ydata()[0] for line in axes.lines if line.get_ls() == ":"] for axes in figure.axes
+    }
+    assert limits["Effective sample size"] == [TRUSTED_ESS]
+    assert limits["Diagnostics"] == [TRUSTED_KHAT]
+    ess, khat = torch.tensor([TRUSTED_ESS, TRUSTED_ESS + 1.0]), torch.tensor([TRUSTED_KHAT - 0.01, TRUSTED_KHAT])
+    assert is_trusted(ess[:, None], khat).tolist() == [[False, False], [True, False]]
 
 
 @pytest.mark.parametrize(

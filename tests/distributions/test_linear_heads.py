@@ -1,6 +1,7 @@
 """Heads and the VAE's decoder: the distribution of the layer's output, whose log_prob forms no more than a chunk."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastvae
 from fastvae.distributions import (
+    ConvGaussian,
     LinearBernoulli,
     LinearCategorical,
     LinearGaussian,
@@ -144,3 +146,9 @@ def test_copies_and_other_dtypes_follow() -> None:
 def test_bad_event_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="event_shape must be three positive integers"):
         LinearBernoulli(6, shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fixed_scale_has_the_digits_of_the_layer(dtype: torch.dtype) -> None:
+    for head in (LinearGaussian(4, SHAPE, scale=0.3, dtype=dtype), ConvGaussian(4, 2, scale=0.3, dtype=dtype)):
+        assert torch.equal(head.family.log_scale, torch.tensor(math.log(0.3), dtype=dtype))

@@ -96,6 +96,14 @@ def test_a_bar_of_plain_tqdm_goes_on() -> None:
         assert bar.n == 10 * len(X)
 
 
+def test_a_proposal_of_another_batch_is_named() -> None:
+    says = r"proposal\(x\) must have batch shape \(2,\), one for each datapoint, got \(4, 3\)"
+    with pytest.raises(ValueError, match=says):
+        fastvae.log_likelihood(X, proposal=lambda x: proposal(x.repeat(2, 1)), log_joint=log_joint, num_samples=10)
+    one_for_all = fastvae.log_likelihood(X, proposal=lambda x: proposal(x[:1]), log_joint=log_joint, num_samples=10)
+    assert one_for_all.log_prob.isfinite().all()
+
+
 def test_a_proposal_without_its_batch_is_named() -> None:
     class Sampler:
         def __init__(self, x: Tensor) -> None:

@@ -157,5 +157,7 @@ def test_errors_name_the_argument() -> None:
         LogWeights(2, tail=-1)
     with pytest.raises(ValueError, match=r"log_w must have shape \(K, 2\)"):
         LogWeights(2).update(torch.zeros(5, 3))
+    with pytest.raises(TypeError, match=r"first_sample must be an integer, got 1\.5"):
+        LogWeights(2).update(torch.zeros(5, 2), first_sample=1.5)
     with pytest.raises(ValueError, match="other must have 2 datapoints, got 3"):
         LogWeights(2).merge(LogWeights(3))

@@ -167,11 +167,33 @@ def test_half_precision_moves_by_small_steps() -> None:
         ({"steps": 2**30}, ValueError, r"steps \* num_samples must be at most 2\^32"),
         ({"steps": 2, "learning_rate": 0.0}, ValueError, "learning_rate must be positive and finite, got 0"),
         ({"steps": 2, "learning_rate": "fast"}, TypeError, "learning_rate must be a number, got 'fast'"),
+        ({"steps": 2, "max_rows": 0}, ValueError, "max_rows must be at least 1, got 0"),
+        (
+            {"steps": 2, "ids": torch.arange(3)},
+            ValueError,
+            r"ids must have shape \(7,\), one number for each datapoint",
+        ),
     ],
 )
 def test_bad_numbers_are_named(options: dict[str, Any], error: type[Exception], says: str, x: Tensor) -> None:
     with pytest.raises(error, match=says):
         refine(far_off(x), log_joint, x, **options)
+
+
+def test_it_works_without_gradients_but_not_in_inference_mode(x: Tensor) -> None:
+    with torch.no_grad():
+        assert refine(far_off(x), log_joint, x, steps=2).mean.isfinite().all()
+    options = {"proposal": far_off, "log_joint": log_joint, "num_samples": 2}
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"refine needs gradients, which .*inference_mode"):
+        fastvae.log_likelihood(x, refine=1, **options)
+    with torch.inference_mode():
+        assert fastvae.log_likelihood(x, **options).log_prob.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_proposal_of_other_datapoints_is_refused(count: int, x: Tensor) -> None:
+    with pytest.raises(ValueError, match=rf"q must have batch shape \(7,\), one for each datapoint, got \({count},\)"):
+        refine(far_off(x[:count]), log_joint, x, steps=2)
 
 
 def test_other_proposals_are_refused_with_what_is_served(x: Tensor) -> None:

@@ -117,6 +117,8 @@ def test_no_datapoint_is_joined_twice() -> None:
         LogWeights.join([])
     with pytest.raises(TypeError, match="parts must be a LogLikelihood, got int"):
         LogLikelihood.join([evaluate(X[:3]), 3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="parts must be a LogLikelihood, got int"):
+        LogLikelihood.join([3, evaluate(X[:3])])  # type: ignore[list-item]
 
 
 def test_a_file_gives_back_the_result_and_goes_on(tmp_path: Path) -> None:
@@ -223,6 +225,15 @@ def test_printing_shows_curve_and_jackknife() -> None:
     shown = repr(result)
     assert f"jackknife: {result.jackknife.log_prob.mean():.4f} +- " in shown
     assert f"{result.mean().value:.2f} (3000)" in shown
+
+
+def test_printing_counts_bad_weights() -> None:
+    def sometimes_nan(x: Tensor, z: Tensor) -> Tensor:
+        return log_joint(x, z).masked_fill((x == X[3]).all(-1), torch.nan)
+
+    result = fastvae.log_likelihood(X, proposal=diagonal, log_joint=sometimes_nan, num_samples=300, on_bad="count")
+    assert "nan       1 datapoints, with 300 log-weights that are nan or +inf" in repr(result)
+    assert "+inf" not in repr(evaluate())
 
 
 def test_printing_weights_that_are_all_the_same() -> None:

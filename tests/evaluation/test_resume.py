@@ -220,6 +220,22 @@ def test_a_file_of_another_evaluation_is_refused(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("conditions", [(X, None), (None, X), (X, X + 1)])
+def test_a_file_of_another_condition_is_refused(tmp_path: Path, conditions: tuple) -> None:
+    def run(condition: Tensor | None) -> LogLikelihood:
+        return evaluate(
+            proposal=lambda x, *_: diagonal(x),
+            log_joint=lambda x, z, shift=0.0: log_joint(x + shift, z),
+            condition=condition,
+            checkpoint=tmp_path / "a",
+        )
+
+    first, second = conditions
+    run(first)
+    with pytest.raises(ValueError, match="another evaluation: its fingerprint of the condition is"):
+        run(second)
+
+
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a"
     evaluate().save(path)
