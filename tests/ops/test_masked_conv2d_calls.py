@@ -79,6 +79,27 @@ def test_a_weight_is_never_stale(layer: Any, edit: str) -> None:
         torch.testing.assert_close(layer(x), reference.gate(h, None) if h.shape != layer(x).shape else h)
 
 
+@pytest.mark.parametrize(
+    ("layer", "change"),
+    [
+        (MaskedConv2d(48, 48, 3, mask="B"), {"weight": torch.nn.Parameter(torch.randn(48, 48, 5, 5))}),
+        (MaskedConv2d(48, 48, 3, mask="vertical"), {"mask_name": "vertical-strict"}),
+        (MaskedConv2d(48, 48, (1, 3), mask="B"), {"num_colours": 3}),
+        (GatedMaskedConv2d(48, 24, 3, mask="B"), {"weight": torch.nn.Parameter(torch.randn(48, 48, 5, 5))}),
+    ],
+)
+def test_a_changed_layer_spoils_no_later_call(layer: Any, change: dict[str, Any]) -> None:
+    x = torch.randn(4, 48, 19, 23)
+    for name, value in change.items():
+        setattr(layer, name, value)
+    with torch.no_grad():
+        y = layer(x)
+        h = reference.masked_conv2d(x, layer.weight, layer.bias, layer.mask_name, 1, layer.num_colours)
+        torch.testing.assert_close(y, reference.gate(h, None) if h.shape != y.shape else h, rtol=1e-3, atol=1e-3)
+        given = {"mask": layer.mask_name, "num_colours": layer.num_colours}
+        torch.testing.assert_close(ops.masked_conv2d(x, layer.weight, layer.bias, **given), h, rtol=1e-3, atol=1e-3)
+
+
 X, W, B = (t.float() for t in arguments(4, 2, 8, (3, 3)))
 BITS = torch.full((8, 8), 27)
 OPERATORS: dict[str, Callable[..., Tensor]] = {
