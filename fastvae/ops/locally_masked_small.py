@@ -17,7 +17,9 @@ from ._dispatch import is_transformed
 from .locally_masked_plan import kept_bits, mirrored, taps_or_bits
 from .tap_bits import mirror_tap_bits
 
-__all__ = ["plain_grad_input", "plain_grad_weight", "small_conv2d"]
+__all__ = ["SMALL", "plain_grad_input", "plain_grad_weight", "small_conv2d"]
+
+SMALL = 1 << 20  # elements of the unfolded input, below which plans and operators cost more than they save
 
 
 def small_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
@@ -84,7 +86,8 @@ class _Small(torch.autograd.Function):
 
 def _grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> Tensor:
     out_channels, in_channels, size, _ = weight.shape
-    if in_channels < min(blocks.FEWEST_CHANNELS, out_channels):
+    few = in_channels < min(blocks.FEWEST_CHANNELS, out_channels)
+    if few or grad_y.numel() * size**2 >= SMALL:  # unfolded, the gradient of many channels can be far from small
         return blocks.grad_input(grad_y, weight, mask, dilation)
     keep = kept_bits(mirrored(mask, size, dilation), size, grad_y.element_size(), out_channels)
     rows = blocks.rows_of(grad_y, keep, size, dilation)

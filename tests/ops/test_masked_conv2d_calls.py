@@ -10,6 +10,7 @@ from torch import Tensor
 import fastvae
 from fastvae import ops, reference
 from fastvae.nn import GatedMaskedConv2d, MaskedConv2d
+from fastvae.ops import locally_masked_small
 from fastvae.ops.masked_conv2d_taps import Seen
 
 # channels and image: tiny, whole, cropped; a kernel of one row, and one that lies wholly outside of the image
@@ -170,6 +171,32 @@ def test_small_local_calls_have_derivatives_of_every_order() -> None:
 
         assert torch.autograd.gradcheck(layer, inputs, fast_mode=True, check_batched_grad=True)
         assert torch.autograd.gradgradcheck(layer, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("bits", [torch.full((5, 7), 27), torch.randint(0, 1 << 9, (5, 7))])
+def test_small_local_calls_train_after_inference(bits: Tensor) -> None:
+    x, weight = torch.randn(1, 2, 5, 7), torch.randn(3, 2, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        ops.locally_masked_conv2d(x, weight, mask=bits)
+    y = ops.locally_masked_conv2d(x, weight, mask=bits)
+    wide = weight.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(reference.locally_masked_conv2d(x.double(), wide, None, bits, 1).sum(), wide)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), weight)[0].double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gradient_of_many_channels_is_not_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    bits, asked = torch.randint(0, 1 << 9, (24, 24)), []
+    kept = locally_masked_small.kept_bits
+    monkeypatch.setattr(locally_masked_small, "kept_bits", lambda *given: (asked.append(given), kept(*given))[1])
+    for channels, times in ((24, 1), (240, 0)):
+        x = torch.randn(1, 12, 24, 24, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(channels, 12, 3, 3, dtype=torch.float64)
+        y = ops.locally_masked_conv2d(x, weight, mask=bits)
+        (got,) = torch.autograd.grad(y.sin().sum(), x)
+        (want,) = torch.autograd.grad(reference.locally_masked_conv2d(x, weight, None, bits, 1).sin().sum(), x)
+        torch.testing.assert_close(got, want)
+        assert len(asked) == times
+        asked.clear()
 
 
 def test_large_float_masks_are_compared_by_value() -> None:
