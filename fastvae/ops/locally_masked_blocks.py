@@ -124,7 +124,7 @@ class _Chunk:
     def places(self) -> Tensor:
         """Where each pixel is among the rows of all blocks."""
         pixels = torch.cat([self.pixels(block) for block in self.blocks])
-        return torch.empty_like(pixels).scatter_(0, pixels, torch.arange(len(pixels)))
+        return torch.empty_like(pixels).scatter_(0, pixels, torch.arange(len(pixels), device=pixels.device))
 
 
 def _chunks(x: Tensor, mask: Tensor, shape: torch.Size, dilation: int) -> Iterator[tuple[slice, _Chunk]]:
@@ -140,7 +140,7 @@ def _chunks(x: Tensor, mask: Tensor, shape: torch.Size, dilation: int) -> Iterat
         memory[:count, :image] = images.flatten(2).transpose(1, 2)
         masks, copies = (mask, count) if mask.ndim == 2 else (mask[first : first + step], 1)
         blocks = plan_blocks(masks, shape[-1], dilation, copies, shape[1], shape[0])
-        copy = torch.arange(copies)[:, None]
+        copy = torch.arange(copies, device=x.device)[:, None]
         rows = memory[:count].flatten(0, 1)
         yield slice(first, first + count), _Chunk(rows, blocks, copy[:, None] * (image + 1), copy * image)
 

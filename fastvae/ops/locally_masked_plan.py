@@ -42,7 +42,7 @@ def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
     """Remember what depends on a mask alone, by the bits in it: a changed mask can never find an old plan."""
 
     def by_content(content: bytes, shape: torch.Size, *arguments: int) -> Any:
-        with torch.inference_mode(False):  # what is kept must serve calls in any mode
+        with torch.inference_mode(False), torch.device("cpu"):  # what is kept must serve calls in any mode
             mask = torch.frombuffer(bytearray(content), dtype=torch.int64).view(shape)
             return function(mask, *arguments)
 

@@ -28,7 +28,8 @@ def small_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, d
     if taps is not None:
         y = blocks.static(x, weight, bias, taps, dilation)
     elif torch.is_grad_enabled():
-        y = _Small.apply(x, weight, bias, mask, dilation, keep)
+        saved = mask.clone() if mask.is_inference() else mask
+        y = _Small.apply(x, weight, bias, saved, dilation, keep)
     else:
         y = _product(blocks.rows_of(x, keep, weight.shape[-1], dilation), weight, bias, x)
     return y.contiguous(memory_format=blocks.layout(x))

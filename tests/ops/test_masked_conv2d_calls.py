@@ -184,6 +184,26 @@ def test_small_local_calls_train_after_inference(bits: Tensor) -> None:
     torch.testing.assert_close(torch.autograd.grad(y.sum(), weight)[0].double(), want, rtol=1e-4, atol=1e-4)
 
 
+def test_small_local_calls_train_with_bits_of_inference() -> None:
+    x, weight = torch.randn(1, 2, 6, 7), torch.randn(3, 2, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        bits = torch.randint(0, 1 << 9, (6, 7))
+    got, want = (
+        torch.autograd.grad(ops.locally_masked_conv2d(x, weight, mask=m).sin().sum(), weight)[0]
+        for m in (bits, bits.clone())
+    )
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_local_calls_ignore_the_default_device(batch: int) -> None:
+    x, weight = torch.randn(batch, 12, 15, 15), torch.randn(12, 12, 3, 3)
+    for bits in (torch.full((15, 15), 26), torch.randint(0, 1 << 9, (15, 15))):
+        with torch.device("meta"):
+            y = ops.locally_masked_conv2d(x, weight, mask=bits)
+        torch.testing.assert_close(y, reference.locally_masked_conv2d(x, weight, None, bits, 1), rtol=1e-4, atol=1e-3)
+
+
 def test_a_gradient_of_many_channels_is_not_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
     bits, asked = torch.randint(0, 1 << 9, (24, 24)), []
     kept = locally_masked_small.kept_bits
