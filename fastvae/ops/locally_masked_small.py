@@ -88,8 +88,8 @@ class _Small(torch.autograd.Function):
 def _grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> Tensor:
     out_channels, in_channels, size, _ = weight.shape
     few = in_channels < min(blocks.FEWEST_CHANNELS, out_channels)
-    if few or grad_y.numel() * size**2 >= SMALL:  # unfolded, the gradient of many channels can be far from small
-        return blocks.grad_input(grad_y, weight, mask, dilation)
+    if few or grad_y.numel() * size**2 >= SMALL:  # the gradient of many channels would be far from small, unfolded
+        return blocks.fold_grad_input(grad_y, weight, mask, dilation)
     keep = kept_bits(mirrored(mask, size, dilation), size, grad_y.element_size(), out_channels)
     rows = blocks.rows_of(grad_y, keep, size, dilation)
     return _product(rows, weight.transpose(0, 1).flip(2, 3), None, grad_y)
