@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastvae.ops.gated_masked_conv2d import check_gated, gate_in_place, gated_masked_conv2d_by_taps
-from fastvae.ops.masked_conv2d import NamedMask, decide
+from fastvae.ops.masked_conv2d import NamedMask, decide, taps_for
 from fastvae.ops.masked_conv2d_calls import key_of, known_call
-from fastvae.ops.masked_conv2d_checks import check_arguments, check_channels, check_tensor
+from fastvae.ops.masked_conv2d_checks import check_arguments, check_channels, check_mask, check_tensor
 
 from .masked_conv2d import MaskedConv2d
 
@@ -85,8 +85,9 @@ class GatedMaskedConv2d(MaskedConv2d):
         if call is None:
             check_arguments(x, weight, bias, dilation)
             check_gated(x, weight, None)
-            if key is not None:
-                call = decide(key, x, weight, self._taps, self.mask_name, dilation)
+            if key is not None:  # what is remembered serves others: not what an attribute was before it was replaced
+                check_mask(self.mask, weight, 1)
+                call = decide(key, x, weight, taps_for(self.mask, weight, 1), self.mask, dilation)
         before_gate = self._before_gate(x, condition)
         if added is not None:
             self._check_added(x, added)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastvae.ops.masked_conv2d import NamedMask, decide, masked_conv2d_by_taps
+from fastvae.ops.masked_conv2d import NamedMask, decide, masked_conv2d_by_taps, taps_for
 from fastvae.ops.masked_conv2d_calls import key_of, known_call
 from fastvae.ops.masked_conv2d_checks import check_arguments, check_channels, check_flag, check_mask
 from fastvae.ops.masked_conv2d_taps import named_taps, taps_of
@@ -122,9 +122,13 @@ class MaskedConv2d(nn.Conv2d):
         if (call := known_call(key)) is not None:
             return call(x, weight, bias)
         check_arguments(x, weight, bias, dilation)
+        taps = self._taps
+        if key is not None:  # what is remembered serves others: not what an attribute was before it was replaced
+            check_mask(self.mask, weight, colours)
+            taps = taps_for(self.mask, weight, colours)
         if key is not None and x.ndim == 4:
-            return decide(key, x, weight, self._taps, self.mask_name, dilation, colours)(x, weight, bias)
-        return masked_conv2d_by_taps(x, weight, bias, self._taps, self.mask, dilation, colours)
+            return decide(key, x, weight, taps, self.mask, dilation, colours)(x, weight, bias)
+        return masked_conv2d_by_taps(x, weight, bias, taps, self.mask, dilation, colours)
 
     def extra_repr(self) -> str:
         mask = "given" if self.mask_name is None else repr(self.mask_name)

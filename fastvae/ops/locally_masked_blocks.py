@@ -17,7 +17,17 @@ from torch.nn.grad import conv2d_weight
 
 from .locally_masked_plan import Block, kept_bits, mirrored, plan_blocks, static_taps
 
-__all__ = ["FEWEST_CHANNELS", "forward", "grad_input", "grad_weight", "layout", "linear", "rows_of", "static"]
+__all__ = [
+    "FEWEST_CHANNELS",
+    "fold_grad_input",
+    "forward",
+    "grad_input",
+    "grad_weight",
+    "layout",
+    "linear",
+    "rows_of",
+    "static",
+]
 
 FEWEST_CHANNELS = 12  # of a row that is worth gathering
 _CHUNK_BYTES = 1 << 20  # of the images that are computed together: they and what is gathered stay in the caches
@@ -55,7 +65,12 @@ def grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> T
     is_static = not grad_y.is_cuda and static_taps(mask, size, dilation) is not None
     if channels >= FEWEST_CHANNELS or channels >= weight.shape[0] or is_static:
         return forward(grad_y, weight.transpose(0, 1).flip(2, 3), None, mirrored(mask, size, dilation), dilation)
-    # to few channels: multiplying first and folding then is less work
+    return fold_grad_input(grad_y, weight, mask, dilation)
+
+
+def fold_grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> Tensor:
+    """``grad_input`` to few channels: multiplying first and folding then is less work."""
+    size, channels = weight.shape[-1], weight.shape[1]
     grad_x = grad_y.new_empty(grad_y.shape[0], channels, *grad_y.shape[2:])
     for part in _parts(grad_y.shape[0], grad_x[0].numel() * size**2, grad_y):
         keep = kept_bits(mask if mask.ndim == 2 else mask[part], size, grad_y.element_size(), 1)
@@ -124,7 +139,7 @@ class _Chunk:
     def places(self) -> Tensor:
         """Where each pixel is among the rows of all blocks."""
         pixels = torch.cat([self.pixels(block) for block in self.blocks])
-        return torch.empty_like(pixels).scatter_(0, pixels, torch.arange(len(pixels)))
+        return torch.empty_like(pixels).scatter_(0, pixels, torch.arange(len(pixels), device=pixels.device))
 
 
 def _chunks(x: Tensor, mask: Tensor, shape: torch.Size, dilation: int) -> Iterator[tuple[slice, _Chunk]]:
@@ -140,7 +155,7 @@ def _chunks(x: Tensor, mask: Tensor, shape: torch.Size, dilation: int) -> Iterat
         memory[:count, :image] = images.flatten(2).transpose(1, 2)
         masks, copies = (mask, count) if mask.ndim == 2 else (mask[first : first + step], 1)
         blocks = plan_blocks(masks, shape[-1], dilation, copies, shape[1], shape[0])
-        copy = torch.arange(copies)[:, None]
+        copy = torch.arange(copies, device=x.device)[:, None]
         rows = memory[:count].flatten(0, 1)
         yield slice(first, first + count), _Chunk(rows, blocks, copy[:, None] * (image + 1), copy * image)
 

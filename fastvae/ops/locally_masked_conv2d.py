@@ -12,14 +12,13 @@ from fastvae import reference
 from . import locally_masked_blocks as blocks
 from ._dispatch import autocast_dtype, choose, is_transformed, must_use_definition
 from ._memory import keep_freed_memory
-from .locally_masked_small import plain_grad_input, plain_grad_weight, small_conv2d
+from .locally_masked_small import SMALL, plain_grad_input, plain_grad_weight, small_conv2d
 from .masked_conv2d_calls import key_of
 from .masked_conv2d_checks import check_tensor
 from .tap_bits import LARGEST_KERNEL, mirror_tap_bits
 
 __all__ = ["locally_masked_conv2d"]
 
-_SMALL = 1 << 20  # elements of the unfolded input, below which plans and operators cost more than they save
 _MOST_KNOWN = 256
 _small_calls: set[Hashable] = set()  # what calls looked like that have been checked and found to be small
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -66,7 +65,7 @@ def locally_masked_conv2d(
     if facts in _small_calls:
         return small_conv2d(x, weight, bias, mask, dilation)
     _check(x, weight, bias, mask, dilation)
-    if facts is not None and x.ndim == 4 and 0 < x.numel() * weight.shape[-1] ** 2 < _SMALL:
+    if facts is not None and x.ndim == 4 and 0 < x.numel() * weight.shape[-1] ** 2 < SMALL:
         if len(_small_calls) >= _MOST_KNOWN:
             _small_calls.clear()
         _small_calls.add(facts)

@@ -42,8 +42,9 @@ def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
     """Remember what depends on a mask alone, by the bits in it: a changed mask can never find an old plan."""
 
     def by_content(content: bytes, shape: torch.Size, *arguments: int) -> Any:
-        mask = torch.frombuffer(bytearray(content), dtype=torch.int64).view(shape)
-        return function(mask, *arguments)
+        with torch.inference_mode(False), torch.device("cpu"):  # what is kept must serve calls in any mode
+            mask = torch.frombuffer(bytearray(content), dtype=torch.int64).view(shape)
+            return function(mask, *arguments)
 
     shared, of_images = lru_cache(maxsize=64)(by_content), lru_cache(maxsize=4)(by_content)
 

@@ -17,7 +17,9 @@ from ._dispatch import is_transformed
 from .locally_masked_plan import kept_bits, mirrored, taps_or_bits
 from .tap_bits import mirror_tap_bits
 
-__all__ = ["plain_grad_input", "plain_grad_weight", "small_conv2d"]
+__all__ = ["SMALL", "plain_grad_input", "plain_grad_weight", "small_conv2d"]
+
+SMALL = 1 << 20  # elements of the unfolded input, below which plans and operators cost more than they save
 
 
 def small_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int) -> Tensor:
@@ -26,7 +28,8 @@ def small_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, d
     if taps is not None:
         y = blocks.static(x, weight, bias, taps, dilation)
     elif torch.is_grad_enabled():
-        y = _Small.apply(x, weight, bias, mask, dilation, keep)
+        saved = mask.clone() if mask.is_inference() else mask
+        y = _Small.apply(x, weight, bias, saved, dilation, keep)
     else:
         y = _product(blocks.rows_of(x, keep, weight.shape[-1], dilation), weight, bias, x)
     return y.contiguous(memory_format=blocks.layout(x))
@@ -84,8 +87,9 @@ class _Small(torch.autograd.Function):
 
 def _grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> Tensor:
     out_channels, in_channels, size, _ = weight.shape
-    if in_channels < min(blocks.FEWEST_CHANNELS, out_channels):
-        return blocks.grad_input(grad_y, weight, mask, dilation)
+    few = in_channels < min(blocks.FEWEST_CHANNELS, out_channels)
+    if few or grad_y.numel() * size**2 >= SMALL:  # the gradient of many channels would be far from small, unfolded
+        return blocks.fold_grad_input(grad_y, weight, mask, dilation)
     keep = kept_bits(mirrored(mask, size, dilation), size, grad_y.element_size(), out_channels)
     rows = blocks.rows_of(grad_y, keep, size, dilation)
     return _product(rows, weight.transpose(0, 1).flip(2, 3), None, grad_y)

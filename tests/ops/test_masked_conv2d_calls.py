@@ -10,6 +10,7 @@ from torch import Tensor
 import fastvae
 from fastvae import ops, reference
 from fastvae.nn import GatedMaskedConv2d, MaskedConv2d
+from fastvae.ops import locally_masked_small
 from fastvae.ops.masked_conv2d_taps import Seen
 
 # channels and image: tiny, whole, cropped; a kernel of one row, and one that lies wholly outside of the image
@@ -77,6 +78,27 @@ def test_a_weight_is_never_stale(layer: Any, edit: str) -> None:
             layer.weight = torch.nn.Parameter(new)
         h = reference.masked_conv2d(x, new, layer.bias, "B")
         torch.testing.assert_close(layer(x), reference.gate(h, None) if h.shape != layer(x).shape else h)
+
+
+@pytest.mark.parametrize(
+    ("layer", "change"),
+    [
+        (MaskedConv2d(48, 48, 3, mask="B"), {"weight": torch.nn.Parameter(torch.randn(48, 48, 5, 5))}),
+        (MaskedConv2d(48, 48, 3, mask="vertical"), {"mask_name": "vertical-strict"}),
+        (MaskedConv2d(48, 48, (1, 3), mask="B"), {"num_colours": 3}),
+        (GatedMaskedConv2d(48, 24, 3, mask="B"), {"weight": torch.nn.Parameter(torch.randn(48, 48, 5, 5))}),
+    ],
+)
+def test_a_changed_layer_spoils_no_later_call(layer: Any, change: dict[str, Any]) -> None:
+    x = torch.randn(4, 48, 19, 23)
+    for name, value in change.items():
+        setattr(layer, name, value)
+    with torch.no_grad():
+        y = layer(x)
+        h = reference.masked_conv2d(x, layer.weight, layer.bias, layer.mask_name, 1, layer.num_colours)
+        torch.testing.assert_close(y, reference.gate(h, None) if h.shape != y.shape else h, rtol=1e-3, atol=1e-3)
+        given = {"mask": layer.mask_name, "num_colours": layer.num_colours}
+        torch.testing.assert_close(ops.masked_conv2d(x, layer.weight, layer.bias, **given), h, rtol=1e-3, atol=1e-3)
 
 
 X, W, B = (t.float() for t in arguments(4, 2, 8, (3, 3)))
@@ -149,6 +171,52 @@ def test_small_local_calls_have_derivatives_of_every_order() -> None:
 
         assert torch.autograd.gradcheck(layer, inputs, fast_mode=True, check_batched_grad=True)
         assert torch.autograd.gradgradcheck(layer, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("bits", [torch.full((5, 7), 27), torch.randint(0, 1 << 9, (5, 7))])
+def test_small_local_calls_train_after_inference(bits: Tensor) -> None:
+    x, weight = torch.randn(1, 2, 5, 7), torch.randn(3, 2, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        ops.locally_masked_conv2d(x, weight, mask=bits)
+    y = ops.locally_masked_conv2d(x, weight, mask=bits)
+    wide = weight.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(reference.locally_masked_conv2d(x.double(), wide, None, bits, 1).sum(), wide)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), weight)[0].double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_small_local_calls_train_with_bits_of_inference() -> None:
+    x, weight = torch.randn(1, 2, 6, 7), torch.randn(3, 2, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        bits = torch.randint(0, 1 << 9, (6, 7))
+    got, want = (
+        torch.autograd.grad(ops.locally_masked_conv2d(x, weight, mask=m).sin().sum(), weight)[0]
+        for m in (bits, bits.clone())
+    )
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_local_calls_ignore_the_default_device(batch: int) -> None:
+    x, weight = torch.randn(batch, 12, 15, 15), torch.randn(12, 12, 3, 3)
+    for bits in (torch.full((15, 15), 26), torch.randint(0, 1 << 9, (15, 15))):
+        with torch.device("meta"):
+            y = ops.locally_masked_conv2d(x, weight, mask=bits)
+        torch.testing.assert_close(y, reference.locally_masked_conv2d(x, weight, None, bits, 1), rtol=1e-4, atol=1e-3)
+
+
+def test_a_gradient_of_many_channels_is_not_unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    bits, asked = torch.randint(0, 1 << 9, (24, 24)), []
+    kept = locally_masked_small.kept_bits
+    monkeypatch.setattr(locally_masked_small, "kept_bits", lambda *given: (asked.append(given), kept(*given))[1])
+    for channels, times in ((24, 1), (240, 0)):
+        x = torch.randn(1, 12, 24, 24, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(channels, 12, 3, 3, dtype=torch.float64)
+        y = ops.locally_masked_conv2d(x, weight, mask=bits)
+        (got,) = torch.autograd.grad(y.sin().sum(), x)
+        (want,) = torch.autograd.grad(reference.locally_masked_conv2d(x, weight, None, bits, 1).sin().sum(), x)
+        torch.testing.assert_close(got, want)
+        assert len(asked) == times
+        asked.clear()
 
 
 def test_large_float_masks_are_compared_by_value() -> None:
