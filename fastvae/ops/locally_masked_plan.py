@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from itertools import pairwise
 from typing import Any
 
@@ -38,7 +38,7 @@ class Block:
     pixels: Tensor  # (R,) int64
 
 
-def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
+def _cached(function: Callable[..., Any], most: int = 64) -> Callable[..., Any]:
     """Remember what depends on a mask alone, by the bits in it: a changed mask can never find an old plan."""
 
     def by_content(content: bytes, shape: torch.Size, *arguments: int) -> Any:
@@ -46,7 +46,7 @@ def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
             mask = torch.frombuffer(bytearray(content), dtype=torch.int64).view(shape)
             return function(mask, *arguments)
 
-    shared, of_images = lru_cache(maxsize=64)(by_content), lru_cache(maxsize=4)(by_content)
+    shared, of_images = lru_cache(maxsize=most)(by_content), lru_cache(maxsize=4)(by_content)
 
     @wraps(function)
     def call(mask: Tensor, *arguments: int) -> Any:
@@ -64,7 +64,7 @@ def mirrored(mask: Tensor, kernel_size: int, dilation: int) -> Tensor:
     return mirror_tap_bits(mask, kernel_size, dilation)
 
 
-@_cached
+@partial(_cached, most=16)  # each may be as large as the unfolded input of a small call, 4 MiB
 def kept_bits(mask: Tensor, kernel_size: int, element_size: int, channels: int) -> Tensor:
     """(1 or N, H, W, k, k, channels): all bits of a number that may be seen and none of one that may not.
 
@@ -92,13 +92,18 @@ def static_taps(mask: Tensor, kernel_size: int, dilation: int) -> Tensor | None:
     return taps if bool((live == (inside & taps)).all()) else None
 
 
-@_cached
+@partial(_cached, most=16)
 def taps_or_bits(
     mask: Tensor, kernel_size: int, dilation: int, element_size: int, channels: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """``static_taps``, or ``kept_bits`` where there are none, found together."""
-    taps = static_taps(mask, kernel_size, dilation)
-    return taps, kept_bits(mask, kernel_size, element_size, channels) if taps is None else None
+    """``static_taps``, or ``kept_bits`` where there are none, found together.
+
+    Of one channel the bits are (1 or N, k, k, H, W): long rows are those of the image then.
+    """
+    if (taps := static_taps(mask, kernel_size, dilation)) is not None:
+        return taps, None
+    keep = kept_bits(mask, kernel_size, element_size, channels)
+    return None, keep.squeeze(-1).permute(0, 3, 4, 1, 2).contiguous() if channels == 1 else keep
 
 
 @_cached

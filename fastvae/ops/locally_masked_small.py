@@ -7,6 +7,7 @@ operators would take longer than that.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastvae import reference
@@ -31,17 +32,29 @@ def small_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, d
         saved = mask.clone() if mask.is_inference() else mask
         y = _Small.apply(x, weight, bias, saved, dilation, keep)
     else:
-        y = _product(blocks.rows_of(x, keep, weight.shape[-1], dilation), weight, bias, x)
+        y = _product(_seen(x, keep, weight.shape[-1], dilation), weight, bias, x)
     return y.contiguous(memory_format=blocks.layout(x))
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
-    """(N * H * W, k * k * C_in) -> (N, C_out, H, W) for images ``like`` these."""
+def _seen(x: Tensor, keep: Tensor, size: int, dilation: int) -> Tensor:
+    """(N, C, H, W) -> (N, k * k * C, H * W), zero where ``taps_or_bits`` are."""
+    batch, channels, height, width = x.shape
+    if channels > 1:
+        return blocks.rows_of(x, keep, size, dilation).view(batch, height * width, -1).transpose(1, 2)
+    framed = F.pad(x, (size // 2 * dilation,) * 4).contiguous()
+    image, _, row, one = framed.stride()
+    seen = framed.as_strided((batch, size, size, height, width), (image, row * dilation, one * dilation, row, one))
+    columns = x.new_empty(seen.shape)
+    torch.bitwise_and(seen.view(keep.dtype), keep, out=columns.view(keep.dtype))
+    return columns.view(batch, size * size, -1)
+
+
+def _product(seen: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
+    """``seen`` (N, k * k * C_in, H * W) -> (N, C_out, H, W) for images ``like`` these."""
     batch, _, height, width = like.shape
     packed = weight.flatten(1)
     if weight.shape[1] > 1:  # channels last, as in the rows
         packed = weight.flatten(2).transpose(1, 2).reshape(weight.shape[0], -1)
-    seen = rows.view(batch, height * width, -1).transpose(1, 2)
     if batch == 1:
         y = packed.mm(seen[0]) if bias is None else torch.addmm(bias[:, None], packed, seen[0])
     else:
@@ -57,10 +70,10 @@ class _Small(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, dilation: int, keep: Tensor
     ) -> Tensor:
-        rows = blocks.rows_of(x, keep, weight.shape[-1], dilation)
-        ctx.dilation, ctx.rows = dilation, rows if ctx.needs_input_grad[1] else None
+        seen = _seen(x, keep, weight.shape[-1], dilation)
+        ctx.dilation, ctx.seen = dilation, seen if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(x, weight, mask)
-        return _product(rows, weight, bias, x)
+        return _product(seen, weight, bias, x)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -81,7 +94,7 @@ class _Small(torch.autograd.Function):
                 grad_weight = operators.locally_masked_conv2d_grad_weight(x, grad_y, size, mask, dilation, False)
         else:
             grad_x = _grad_input(grad_y, weight, mask, dilation) if needs_x else None
-            grad_weight = _grad_weight(ctx.rows, grad_y, weight) if needs_weight else None
+            grad_weight = _grad_weight(ctx.seen, grad_y, weight) if needs_weight else None
         return grad_x, grad_weight, grad_y.sum((0, 2, 3)) if needs_bias else None, None, None, None
 
 
@@ -91,13 +104,14 @@ def _grad_input(grad_y: Tensor, weight: Tensor, mask: Tensor, dilation: int) -> 
     if few or grad_y.numel() * size**2 >= SMALL:  # the gradient of many channels would be far from small, unfolded
         return blocks.fold_grad_input(grad_y, weight, mask, dilation)
     keep = kept_bits(mirrored(mask, size, dilation), size, grad_y.element_size(), out_channels)
-    rows = blocks.rows_of(grad_y, keep, size, dilation)
-    return _product(rows, weight.transpose(0, 1).flip(2, 3), None, grad_y)
+    seen = blocks.rows_of(grad_y, keep, size, dilation).view(len(grad_y), grad_y[0, 0].numel(), -1).transpose(1, 2)
+    return _product(seen, weight.transpose(0, 1).flip(2, 3), None, grad_y)
 
 
-def _grad_weight(rows: Tensor, grad_y: Tensor, weight: Tensor) -> Tensor:
+def _grad_weight(seen: Tensor, grad_y: Tensor, weight: Tensor) -> Tensor:
     out_channels, in_channels = weight.shape[:2]
-    product = grad_y.transpose(0, 1).reshape(out_channels, -1).mm(rows)  # (C_out, k * k * C_in)
+    columns = seen.transpose(0, 1).reshape(seen.shape[1], -1)  # (k * k * C_in, N * H * W)
+    product = grad_y.transpose(0, 1).reshape(out_channels, -1).mm(columns.t())
     return product.view(out_channels, -1, in_channels).transpose(1, 2).reshape(weight.shape)
 
 

@@ -42,7 +42,7 @@ TABLE: dict[tuple[Op, int | None, torch.dtype, int], Config] = {
     ("conv", None, torch.float32, 32): Config(128, 32, 32, num_stages=2),
     ("conv", None, torch.float32, 64): Config(64, 64, 32),
     ("conv", None, torch.float32, 128): Config(64, 64, 32),
-    ("grad_weight", None, torch.float32, FLAT): Config(64, 64, 32, num_stages=2),
+    ("grad_weight", None, torch.float32, FLAT): Config(64, 32, 32, num_stages=2),  # 64 x 64 spills on sm_80
     ("grad_weight", None, torch.float32, 16): Config(64, 64, 32, num_stages=2),
     ("grad_weight", None, torch.float32, 32): Config(32, 128, 32, num_stages=2),
     ("grad_weight", None, torch.float32, 64): Config(64, 64, 32),
@@ -65,6 +65,7 @@ for _half in (torch.float16, torch.bfloat16):
 TABLE |= {("block", None, *key[2:]): row for key, row in TABLE.items() if key[:2] == ("conv", None)}
 for _half in (torch.float16, torch.bfloat16):
     TABLE |= {
+        ("block", 80, _half, 64): Config(64, 64, 32),  # 128 x 64 spills with Triton 3.6
         ("conv", 90, _half, 128): Config(128, 128, 32),
         ("conv", 100, _half, 64): Config(256, 64, 32, num_stages=2),
         ("conv", 100, _half, 128): Config(128, 128, 32, num_stages=2),
@@ -75,8 +76,10 @@ for _arch in (90, 100):
     TABLE |= {
         ("conv", _arch, torch.float32, 64): Config(128, 64, 16),
         ("conv", _arch, torch.float32, 128): Config(128, 64, 16),
+        ("grad_weight", _arch, torch.float32, FLAT): Config(64, 64, 32, num_stages=2),
         ("grad_weight", _arch, torch.float32, 64): Config(64, 128, 32, num_stages=2),  # spills on sm_80
     }
+TABLE["grad_weight", 100, torch.float32, 128] = Config(64, 64, 32, num_stages=2)  # three stages spill with Triton 3.6
 
 
 def is_flat(in_channels: int) -> bool:
