@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ class Compiled:
     def instructions(self) -> Counter[str]:
         """How often each instruction stands in the machine code, by its name up to the first dot."""
         line = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", re.MULTILINE)
-        return Counter(line.findall(self.machine_code()))
+        return Counter(line.findall(self.machine_code))
 
+    @cached_property
     def machine_code(self) -> str:
         """What cuobjdump prints of it."""
         return _dump(self.cubin, "-sass")

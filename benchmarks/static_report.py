@@ -139,7 +139,7 @@ def _row(compiled: Compiled) -> list[str]:
     ]
     if work is None:
         return [*cells, "", "", "", "serial"]
-    code = compiled.machine_code()
+    code = compiled.machine_code
     if work.steps is not None:
         run = executed_around_products(code, work.steps)
     else:
