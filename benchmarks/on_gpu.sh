@@ -48,7 +48,7 @@ part machine 60 "$python" -c "
 import json
 from benchmarks.environment import environment
 print(json.dumps(environment(), indent=1))
-for name in ('pytest', 'pytest_benchmark', 'hypothesis', 'matplotlib'):
+for name in ('pytest', 'pytest_benchmark', 'hypothesis', 'matplotlib', 'zuko'):
     try: __import__(name)
     except ImportError: print('not installed:', name)
 "
@@ -72,7 +72,7 @@ fi
 results=()
 left_over=${#suites[@]}
 for name in "${suites[@]}"; do
-  (($#)) && seconds=$(((end - SECONDS) / left_over)) || seconds=150
+  seconds=$(((end - SECONDS) / left_over)) # what one does not need is there for the others
   left_over=$((left_over - 1))
   # stopped by the time, it still writes what it has measured
   part "$name" "$seconds" "$python" -m pytest "benchmarks/$name.py" -q -p no:cacheprovider \
