@@ -35,8 +35,7 @@ examples:
   python -m fastvae reproduce iwae-table1 k=50 layers=1 --data mnist.npz --out runs/iwae50
   python -m fastvae reproduce iwae-table1 k=50 layers=1 --data mnist.npz --out runs/iwae50 --resume
   python -m fastvae reproduce pixelvae decoder=gated --data binarized_mnist_fixed.npz --out runs/pixelvae
-  python -m fastvae reproduce pixelvae decoder=independent --data binarized_mnist_fixed.npz --out runs/vae \\
-    --against runs/pixelvae
+  python -m fastvae reproduce pixelvae decoder=independent --data binarized.npz --out runs/vae --against runs/pixelvae
   python -m fastvae reproduce vampprior prior=normal --budget full --data binarized_mnist_fixed.npz --out runs/normal
   python -m fastvae reproduce gated-pixelcnn --out runs/digits
   torchrun --nproc-per-node 4 -m fastvae reproduce nade --budget full --data binarized.npz --out runs/nade"""
