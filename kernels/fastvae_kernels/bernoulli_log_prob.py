@@ -16,6 +16,7 @@ from .likelihood_terms import (
     num_tiles,
     rows_of,
     sigmoid,
+    signs_of,
 )
 
 __all__ = ["Config", "bernoulli_log_prob_backward", "bernoulli_log_prob_forward", "config"]
@@ -40,16 +41,6 @@ def config(num_rows: int, num_data: int, num_cols: int) -> Config:
     cols = columns_of(num_cols, 256)
     rows = max(1, min(1024 // cols, triton.next_power_of_2(num_rows)))
     return Config(rows, cols, num_warps=4, one_datum=fills_tiles(num_rows, num_data, rows))
-
-
-@triton.jit
-def _signs(x_ptr, datum, cols, is_col, NUM_COLS: tl.constexpr, ONE_DATUM: tl.constexpr):
-    """1 - 2 x, of every row or of all: -log p(x) is the softplus of the logits times these."""
-    if ONE_DATUM:
-        x = tl.load(x_ptr + datum * NUM_COLS + cols, mask=is_col, other=0)[None, :]
-    else:
-        x = tl.load(x_ptr + datum[:, None] * NUM_COLS + cols[None, :], mask=is_col[None, :], other=0)
-    return 1.0 - 2.0 * x.to(tl.float32)
 
 
 @triton.jit
@@ -78,7 +69,7 @@ def _forward_kernel(
             # beyond the last column a certain 0
             index = loaded[:, None] * NUM_COLS + cols[None, :]
             logits = tl.load(logits_ptr + index, mask=is_col[None, :], other=float("-inf")).to(tl.float32)
-            t = logits * _signs(x_ptr, datum, cols, is_col, NUM_COLS, ONE_DATUM)
+            t = logits * signs_of(x_ptr, datum, cols, is_col, NUM_COLS, ONE_DATUM)
             total += tl.maximum(t, 0.0)
             joined = join_log1p(joined, exp(-tl.abs(t)))
         total += log1p_joined(joined)
@@ -109,7 +100,7 @@ def _backward_kernel(
         is_col = cols < NUM_COLS
         index = loaded[:, None] * NUM_COLS + cols[None, :]
         logits = tl.load(logits_ptr + index, mask=is_col[None, :], other=0.0).to(tl.float32)
-        signs = _signs(x_ptr, datum, cols, is_col, NUM_COLS, ONE_DATUM)
+        signs = signs_of(x_ptr, datum, cols, is_col, NUM_COLS, ONE_DATUM)
         slope = -grad[:, None] * signs * sigmoid(signs * logits)
         tl.store(grad_logits_ptr + index, slope, mask=is_row[:, None] & is_col[None, :])
 

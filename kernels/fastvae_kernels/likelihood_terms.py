@@ -19,6 +19,7 @@ __all__ = [
     "num_tiles",
     "rows_of",
     "sigmoid",
+    "signs_of",
     "softplus",
 ]
 
@@ -115,6 +116,16 @@ def rows_of(num_rows, num_data, ONE_DATUM: tl.constexpr, BLOCK_ROWS: tl.constexp
         rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         datum = rows % num_data
     return rows, rows < num_rows, datum
+
+
+@triton.jit
+def signs_of(x_ptr, datum, cols, is_col, NUM_COLS: tl.constexpr, ONE_DATUM: tl.constexpr):
+    """1 - 2 x of binary data, of every row or of all: -log p(x) is the softplus of the logits times these."""
+    if ONE_DATUM:
+        x = tl.load(x_ptr + datum * NUM_COLS + cols, mask=is_col, other=0)[None, :]
+    else:
+        x = tl.load(x_ptr + datum[:, None] * NUM_COLS + cols[None, :], mask=is_col[None, :], other=0)
+    return 1.0 - 2.0 * x.to(tl.float32)
 
 
 def fills_tiles(num_rows: int, num_data: int, block_rows: int) -> bool:

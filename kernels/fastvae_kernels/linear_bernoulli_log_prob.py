@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .likelihood_terms import LOG_2_E, join_log1p, loadable, log1p_joined, num_tiles, rows_of
+from .likelihood_terms import LOG_2_E, join_log1p, loadable, log1p_joined, num_tiles, rows_of, signs_of
 from .linear_tile import config, forward_config, keep_rows, meta_of, outputs_tile
 
 __all__ = ["linear_bernoulli_forward", "linear_bernoulli_grad_logits"]
@@ -18,14 +18,6 @@ def _bias(bias_ptr, cols, is_col):
     else:
         bias = tl.load(bias_ptr + cols, mask=is_col, other=float("-inf")).to(tl.float32)
     return bias
-
-
-@triton.jit
-def _signs(x_ptr, rows, cols, num_rows, num_data, NUM_COLS: tl.constexpr):
-    """1 - 2 x of the tile, and which of it is live; the data repeat for every importance sample."""
-    live = (rows < num_rows)[:, None] & (cols < NUM_COLS)[None, :]
-    x = tl.load(x_ptr + (rows % num_data)[:, None] * NUM_COLS + cols[None, :], mask=live, other=0).to(tl.float32)
-    return 1.0 - 2.0 * x, live
 
 
 @triton.jit
@@ -62,17 +54,11 @@ def _forward_kernel(
             INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
         )  # fmt: skip
         # a logit of -inf where there is none: a value of 0 has probability 1
-        bias = _bias(bias_ptr, cols, is_col)
+        bias = _bias(bias_ptr, cols, is_col)[None, :]
         # t = (1 - 2 x) logit log2(e), so that its exponential is of base 2
-        if ONE_DATUM:
-            signs = LOG_2_E * (
-                1.0 - 2.0 * tl.load(x_ptr + datum * NUM_COLS + cols, mask=is_col, other=0).to(tl.float32)
-            )
-            t = logits * signs[None, :] + (bias * signs)[None, :]
-        else:
-            x_live = is_row[:, None] & is_col[None, :]
-            x = tl.load(x_ptr + datum[:, None] * NUM_COLS + cols[None, :], mask=x_live, other=0).to(tl.float32)
-            t = (logits + bias[None, :]) * (LOG_2_E * (1.0 - 2.0 * x))
+        signs = LOG_2_E * signs_of(x_ptr, datum, cols, is_col, NUM_COLS, ONE_DATUM)
+        # of one row of signs, one instruction for a logit
+        t = logits * signs + bias * signs if ONE_DATUM else (logits + bias) * signs
         total += tl.sum(tl.maximum(t, 0.0), axis=1)
         total += LOG_2_E * log1p_joined(tl.reduce(tl.exp2(-tl.abs(t)), 1, join_log1p))
     tl.store(total_ptr + rows, total * (-1.0 / LOG_2_E), mask=is_row)
@@ -104,16 +90,17 @@ def _grad_logits_kernel(
     num_blocks: tl.constexpr = (NUM_COLS + BLOCK_COLS - 1) // BLOCK_COLS
     rows = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     cols = (tl.program_id(0) % num_blocks) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    first, second, third = keep_rows(h_ptr, rows, rows < num_rows, INNER, PIECE_0, PIECE_1, PIECE_2)
+    is_row, is_col = rows < num_rows, cols < NUM_COLS
+    first, second, third = keep_rows(h_ptr, rows, is_row, INNER, PIECE_0, PIECE_1, PIECE_2)
     logits = outputs_tile(
-        first, second, third, h_ptr, weight_ptr, rows, rows < num_rows, cols, cols < NUM_COLS,
+        first, second, third, h_ptr, weight_ptr, rows, is_row, cols, is_col,
         INNER, BLOCK_ROWS, BLOCK_COLS, BLOCK_INNER, PIECE_0, PIECE_1, PIECE_2, PRECISION,
     )  # fmt: skip
-    logits += _bias(bias_ptr, cols, cols < NUM_COLS)[None, :]
-    signs, live = _signs(x_ptr, rows, cols, num_rows, num_data, NUM_COLS)
-    grad = tl.load(grad_ptr + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+    logits += _bias(bias_ptr, cols, is_col)[None, :]
+    signs = signs_of(x_ptr, rows % num_data, cols, is_col, NUM_COLS, False)
+    grad = tl.load(grad_ptr + rows, mask=is_row, other=0.0).to(tl.float32)
     slope = -grad[:, None] * signs * tl.sigmoid(signs * logits)
-    tl.store(grad_logits_ptr + rows[:, None] * NUM_COLS + cols[None, :], slope, mask=live)
+    tl.store(grad_logits_ptr + rows[:, None] * NUM_COLS + cols[None, :], slope, mask=is_row[:, None] & is_col[None, :])
 
 
 def linear_bernoulli_forward(

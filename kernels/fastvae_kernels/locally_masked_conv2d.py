@@ -7,7 +7,7 @@ import triton.language as tl
 from .locally_masked_conv2d_config import choose_config, is_flat
 from .masked_conv2d_grad_weight import share_of, tiles_of
 from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
-from .masked_conv2d_places import FAR, divisors_of, origin, places, within
+from .masked_conv2d_places import FAR, add_tap, divisors_of, origin, places, within
 
 __all__ = ["conv_kernel", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
 
@@ -87,9 +87,7 @@ def conv_kernel(
         BLOCKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
         seen = tl.reduce(bits, 0, _either)  # taps that any pixel of the tile may see: the others cost nothing
         count = tl.sum((seen >> tl.arange(0, 64).to(tl.int64)) & 1, 0).to(tl.int32)
-        # words of 8 bytes, because asynchronous copies of 16 pass the first-level cache by: all taps of a block of
-        # channels, one after the other, read nearly the same pixels
-        WORD: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth
+        # all taps of a block of channels, one after the other, read nearly the same pixels
         for block in range(0, BLOCKS):
             channel = block * BLOCK_K + lane
             rest = seen
@@ -98,15 +96,11 @@ def conv_kernel(
                 dy = DILATION * (tap // KERNEL_SIZE - REACH)
                 dx = DILATION * (tap % KERNEL_SIZE - REACH)
                 inside = within(row + dy, col + dx, height, width)
-                live = (inside & ((bits & (rest & -rest)) != 0))[:, None]  # halo and order are the mask of the load
-                is_weight = (out < C_OUT)[:, None]
-                if C_IN % BLOCK_K != 0:
-                    live = live & (channel < C_IN)[None, :]
-                    is_weight = is_weight & (channel < C_IN)[None, :]
-                here = x_rows[:, None] + ((dy * width + dx) * C_IN + channel)[None, :]
-                x = tl.load(tl.max_contiguous(here, [1, WORD]), mask=live, other=0.0)  # [M, K]
-                w = tl.load(w_rows[:, None] + (tap * (C_OUT * C_IN) + channel)[None, :], mask=is_weight, other=0.0)
-                acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+                live = inside & ((bits & (rest & -rest)) != 0)  # halo and order are the mask of the load
+                acc = add_tap(
+                    acc, x_rows, w_rows, live, out < C_OUT, dy * width + dx, tap * C_OUT, channel, C_IN, BLOCK_K,
+                    PRECISION,
+                )  # fmt: skip
                 rest = rest & (rest - 1)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + out, mask=out < C_OUT, other=0.0)

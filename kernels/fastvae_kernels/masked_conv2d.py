@@ -10,7 +10,7 @@ import triton.language as tl
 from .masked_conv2d_config import Op, choose_config, is_flat
 from .masked_conv2d_grad_weight import grad_weight, grad_weight_kernel
 from .masked_conv2d_launch import arch_of, meta_of, nhwc, precision_of
-from .masked_conv2d_places import FAR, divisors_of, origin, places, within
+from .masked_conv2d_places import FAR, add_tap, divisors_of, origin, places, within
 
 __all__ = ["conv_kernel", "convolve", "forward", "grad_input", "grad_weight", "grad_weight_kernel"]
 
@@ -81,24 +81,27 @@ def conv_kernel(
             acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
     else:
         BLOCKS: tl.constexpr = (C_IN + BLOCK_K - 1) // BLOCK_K
-        # words of 8 bytes, because asynchronous copies of 16 pass the first-level cache by: all taps of a block of
-        # channels, one after the other, read nearly the same pixels
-        WORD: tl.constexpr = 64 // x_ptr.dtype.element_ty.primitive_bitwidth
+        # all taps of a block of channels, one after the other, read nearly the same pixels
         for step in range(0, num_taps * BLOCKS):
             tap = step % num_taps
             channel = (step // num_taps) * BLOCK_K + lane
             dy = DIRECTION * DILATION * (tap // COLUMNS - ABOVE)
             dx = DIRECTION * DILATION * (tap % COLUMNS - BEFORE)
             inside = within(row + dy, col + dx, height, width)
-            live = inside[:, None]  # the halo is the mask of the load
-            is_weight = (out < C_OUT)[:, None]
-            if C_IN % BLOCK_K != 0:
-                live = live & (channel < C_IN)[None, :]
-                is_weight = is_weight & (channel < C_IN)[None, :]
-            here = x_rows[:, None] + ((dy * width + dx) * C_IN + channel)[None, :]
-            x = tl.load(tl.max_contiguous(here, [1, WORD]), mask=live, other=0.0)  # [M, K]
-            w = tl.load(w_rows[:, None] + (tap * (C_OUT * C_IN) + channel)[None, :], mask=is_weight, other=0.0)
-            acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+            # the halo is the mask of the load
+            acc = add_tap(
+                acc,
+                x_rows,
+                w_rows,
+                inside,
+                out < C_OUT,
+                dy * width + dx,
+                tap * C_OUT,
+                channel,
+                C_IN,
+                BLOCK_K,
+                PRECISION,
+            )
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + out, mask=out < C_OUT, other=0.0)
         acc += bias.to(tl.float32)[None, :]

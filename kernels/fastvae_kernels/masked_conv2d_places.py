@@ -1,4 +1,4 @@
-"""Images, rows and columns of pixels in raster order, by multiplication.
+"""Images, rows and columns of pixels in raster order, by multiplication; what one tap of them adds.
 
 Dividing by sizes that are known at run time costs dozens of instructions, and a call for 64 bits.
 """
@@ -6,7 +6,7 @@ Dividing by sizes that are known at run time costs dozens of instructions, and a
 import triton
 import triton.language as tl
 
-__all__ = ["FAR", "divisors_of", "origin", "places", "within"]
+__all__ = ["FAR", "add_tap", "divisors_of", "origin", "places", "within"]
 
 FAR = tl.constexpr(1 << 29)  # a row or an offset to a row that is in no image
 
@@ -60,3 +60,30 @@ def places(n, height, width, area_factor, area_shift, width_factor, width_shift)
 def within(row, col, height, width):
     """Whether a row and a column, negative ones too, lie in the image."""
     return (row.to(tl.uint32) < height) & (col.to(tl.uint32) < width)
+
+
+@triton.jit
+def add_tap(
+    acc,  # [M, N]
+    x_rows,  # [M] pointers
+    w_rows,  # [N] pointers
+    live,  # [M]: whether a pixel sees the tap
+    is_out,  # [N]
+    x_step,  # from a pixel to the one that it sees, in pixels
+    w_step,  # from the first tap to this one, in rows of weights
+    channel,  # [K]
+    C_IN: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``acc`` with the products of a block of channels under one tap."""
+    x_live, w_live = live[:, None], is_out[:, None]
+    if C_IN % BLOCK_K != 0:
+        x_live = x_live & (channel < C_IN)[None, :]
+        w_live = w_live & (channel < C_IN)[None, :]
+    # words of 8 bytes, because asynchronous copies of 16 pass the first-level cache by
+    WORD: tl.constexpr = 64 // x_rows.dtype.element_ty.primitive_bitwidth
+    here = x_rows[:, None] + (x_step * C_IN + channel)[None, :]
+    x = tl.load(tl.max_contiguous(here, [1, WORD]), mask=x_live, other=0.0)  # [M, K]
+    w = tl.load(w_rows[:, None] + (w_step * C_IN + channel)[None, :], mask=w_live, other=0.0)  # [N, K]
+    return tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
