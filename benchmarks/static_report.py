@@ -162,7 +162,8 @@ def _name(compiled: Compiled) -> str:
 
 def _constants(compiled: Compiled) -> str:
     """Block sizes and types; what is not given or False says little."""
-    shown = {name: value for name, value in compiled.constexprs.items() if value not in (None, False, "", 1)}
+    given = compiled.constexprs.items()
+    shown = {name: value for name, value in given if value is True or value not in (None, False, "", 1)}
     types = sorted({kind.removeprefix("*") for kind in compiled.signature.values() if kind.startswith("*")})
     return " ".join([*types, *(f"{name}={value}" for name, value in shown.items() if not isinstance(value, float))])
 
